@@ -1,0 +1,88 @@
+"""The device mesh and where arrays live on it.
+
+Parameters are placed by rules, an ordered list of (regex on the path, axes per dimension); the first match wins and an
+array without a rule is an error. Optimizer moments repeat the paths of the parameters, so the same rules place them.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from past_jax.types import UserError
+
+AXES = ('data', 'fsdp', 'tensor')
+BATCH = ('data', 'fsdp')  # a batch is split over both
+Rules = Sequence[tuple[str, tuple]]
+
+
+def make(shape: Mapping[str, int], devices=None) -> Mesh:
+  """A mesh of `shape` = {'data': d, 'fsdp': f, 'tensor': t}; one entry may be -1: all devices that are left."""
+  devices = jax.devices() if devices is None else devices
+  sizes = [int(shape[axis]) for axis in AXES]
+  if -1 in sizes:
+    sizes[sizes.index(-1)] = max(1, len(devices) // -int(np.prod(sizes)))
+  if any(size < 1 for size in sizes):
+    raise UserError(f'config.mesh = {dict(shape)}: sizes are positive, and one at most is -1.')
+  if (need := int(np.prod(sizes))) > len(devices):
+    raise UserError(f'config.mesh = {dict(shape)} needs {need} devices; there are {len(devices)}.')
+  # Auto, said aloud: jax.make_mesh now defaults to Explicit axes, under which linen's Embed raises.
+  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:need])
+
+
+def path_string(path) -> str:
+  return '/'.join(str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path)
+
+
+def shardings(mesh: Mesh, tree, rules: Rules):
+  """`NamedSharding`s for a tree of arrays or shapes. Scalars are replicated.
+
+  Raises:
+    UserError: a path no rule matches, or a dimension its axes do not divide.
+  """
+
+  def place(path, leaf):
+    name = path_string(path)
+    if leaf.ndim == 0:
+      return NamedSharding(mesh, PartitionSpec())
+    spec = next((axes for pattern, axes in rules if re.search(pattern, name)), None)
+    if spec is None:
+      raise UserError(f'No sharding rule matches the parameter {name!r} of shape {leaf.shape}.')
+    for size, axes in zip(leaf.shape, spec):
+      names = (axes,) if isinstance(axes, str) else (axes or ())
+      ways = int(np.prod([mesh.shape[a] for a in names]))
+      if size % ways:
+        raise UserError(
+          f'{name} has a dimension of {size}, which the mesh axis {"x".join(names)}={ways} does not divide. '
+          f'Change config.mesh.{names[0]}.'
+        )
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+  return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Leading axis over data and fsdp."""
+  return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def put_batch(mesh: Mesh, tree):
+  """Host arrays whose leading axis is the batch, onto the mesh."""
+  return jax.device_put(tree, batch_sharding(mesh))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_ways(mesh: Mesh) -> int:
+  return mesh.shape['data'] * mesh.shape['fsdp']
+
+
+def constrain(x, *axes):
+  """Hint inside jit, under `jax.set_mesh(mesh)`; without a mesh it does nothing."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))

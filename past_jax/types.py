@@ -1,0 +1,189 @@
+"""The records that pass between stages. Everything else in the package is a function over these.
+
+Letters, in names and docstrings alike: `B` prompts, `G` completions per prompt, `P` prompt length, `T` completion
+length, `N` rows, `L` row length, `V` vocabulary, `D` model width, `H`/`K` query/key heads, `J` pairs per prompt,
+`A` given completions per prompt, `M` group members that an update looks at.
+
+Device types are frozen pytrees of arrays only. Masks come from lengths, never from `id != pad`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+Key = jax.Array  # a typed PRNG key; a function that takes one consumes it
+Params = Any  # nested dict of arrays
+Weights = Mapping[str, Params]  # role -> params: policy (trained), ref, base, teacher, judge
+Metrics = dict[str, Array]
+
+
+class UserError(Exception):
+  """Something the user can mend. `main` prints the message, without a traceback, and exits with 2."""
+
+
+def device_type(cls):
+  """A frozen dataclass that is a pytree of its fields."""
+  cls = dataclasses.dataclass(frozen=True)(cls)
+  fields = [f.name for f in dataclasses.fields(cls)]
+  return jax.tree_util.register_dataclass(cls, data_fields=fields, meta_fields=[])
+
+
+# --- host ---------------------------------------------------------------------------------------------------------
+
+
+class Question(NamedTuple):
+  """A closed-book question. `kind` groups the scores: forward, reversed, two_hop, or any name of the user's."""
+
+  question: str
+  answer: str
+  kind: str = 'forward'
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One item to study. All strings; `where` (file:line) is for error messages."""
+
+  prompt: str = ''
+  text: str = ''  # the raw passage
+  anchors: tuple[str, ...] = ()  # given responses: PIT's reference, a teacher's recorded text, rewrites
+  target: str = ''  # what a likelihood_gain judge predicts, or the answer a text judge compares with
+  questions: tuple[Question, ...] = ()
+  where: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What one round does; a pure function of the round's number."""
+
+  temperature: float = 1.0
+  anchor_source: str = 'none'  # none | given | self
+  prompts: int = 8  # prompts per round
+  epochs: int = 1  # passes of the update over the round's batch
+  refresh: frozenset[str] = frozenset()  # roles that become copies of the policy before the round
+  stage: str = ''
+
+
+# --- device -------------------------------------------------------------------------------------------------------
+
+
+@device_type
+class Completions:
+  """Completions that came with the example, as ids."""
+
+  ids_BxAxT: Array  # int32, left-aligned
+  length_BxA: Array  # int32, end token included; 0: absent
+
+
+@device_type
+class Prompts:
+  ids_BxP: Array  # int32, right-aligned: the last real token is at P-1
+  length_B: Array  # int32; 0: the empty prompt of a tokenizer without BOS
+  given: Completions | None = None
+
+
+@device_type
+class Group:
+  """`G` completions for each of `B` prompts. Log-probs are 0 beyond a completion's length."""
+
+  prompts: Prompts
+  ids_BxGxT: Array  # int32, left-aligned
+  length_BxG: Array  # int32, end token included
+  finished_BxG: Array  # bool: ended by its end token, not by T
+  logps_BxGxT: Array  # float32, temperature 1, untruncated, under the policy that sampled
+  behaviour_logps_BxGxT: Array  # float32, the processed distribution that was sampled from
+  source_BxG: Array  # int32: which generator drew it; -1: given
+
+
+@device_type
+class Judgement:
+  """Scores; higher is better, NaN abstains. `info` is for people (log, report), nothing downstream reads it."""
+
+  score_BxG: Array  # float32
+  var_BxG: Array | None = None  # over judge seeds
+  wins_BxGxG: Array | None = None  # [b, i, j]: probability that i beats j
+  info: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # name -> [B, G] float32
+
+
+@device_type
+class Selection:
+  """What an update learns from. Indices are of group members; weight 0 stands for dropping, so shapes are static."""
+
+  chosen_BxJ: Array  # int32
+  rejected_BxJ: Array  # int32
+  pair_weight_BxJ: Array  # float32
+  row_weight_BxG: Array  # float32: weight of a member under losses of single completions
+  score_BxG: Array  # float32; an abstention is 0 with weight 0
+  members_BxM: Array  # int32: every member with any weight is among these; the others cost the update nothing
+
+
+@device_type
+class Batch:
+  """What an update's term sees: training-view prompts, the members `M` of each group (as `G`) and the selection."""
+
+  prompts: Prompts
+  ids_BxGxT: Array
+  length_BxG: Array
+  ref_logps_BxGxT: Array | None  # None: the step's own log-probs under stop_gradient
+  old_logps_BxGxT: Array | None
+  source_BxG: Array
+  selection: Selection
+
+
+@device_type
+class TrainState:
+  step: Array  # int32 scalar: optimizer updates done
+  params: Params  # the trained leaves only
+  opt_state: Any
+
+
+# --- functions ----------------------------------------------------------------------------------------------------
+
+
+class Policy(NamedTuple):
+  """The only view of a model outside `models/`. Hidden states are those that `head` turns into logits.
+
+  init    (key) -> params
+  rows    (params, ids_NxL, length_N) -> hidden_NxLxD, left-aligned rows
+  group   (params, prompts, ids_BxGxT, length_BxG) -> hidden_BxGxTxD: states that predict the completion's tokens;
+          with an empty prompt the state of the first token means nothing
+  head    (params, hidden_...xD) -> logits_...xV, float32; call it on chunks only
+  prefill (params, prompts) -> (hidden_BxD of the last prompt token, prompt cache)
+  start   (prompt cache, G, T) -> cache: room for G completions of T tokens that read one prompt cache
+  decode  (params, cache, ids_BxG, t) -> (hidden_BxGxD, cache): feed token t of every completion
+  """
+
+  init: Callable[[Key], Params]
+  rows: Callable[..., Array]
+  group: Callable[..., Array]
+  head: Callable[..., Array]
+  prefill: Callable[..., Any]
+  start: Callable[..., Any]
+  decode: Callable[..., Any]
+
+
+Generator = Callable[[Weights, Key, Prompts, Any], Group]  # (weights, key, prompts, temperature)
+Select = Callable[[Key, Group, Judgement], Selection]  # pure, static shapes
+Loss = Callable[[Mapping[str, Array], Batch], tuple[Array, Metrics]]  # (outputs, batch) -> (scalar, metrics)
+Curriculum = Callable[[int], Plan]  # pure
+
+
+class Judge(NamedTuple):
+  """score: (weights, key, group, examples) -> Judgement. It may run on the host; examples are the B `Example`s."""
+
+  score: Callable[..., Judgement]
+  fit: Callable | None = None
+  on_current_policy: bool = False
+
+
+class Update(NamedTuple):
+  """optax's pair, one level up.
+
+  init: (params) -> TrainState
+  step: (state, weights, batches: {term: Batch}) -> (state, metrics); pure, to be jitted with the state donated
+  """
+
+  init: Callable[[Params], TrainState]
+  step: Callable[..., tuple[TrainState, Metrics]]
