@@ -110,6 +110,4 @@ def sample(
   }
   carry = (jnp.int32(0), hidden, policy.start(prompt_cache, G, T), out, jnp.zeros((B, G), bool))
   _, _, _, out, done = jax.lax.while_loop(lambda c: (c[0] < T) & ~c[4].all(), body, carry)
-  return Group(
-    prompts, out['ids'], out['length'], done, out['logps'], out['behaviour'], jnp.zeros((B, G), jnp.int32)
-  )
+  return Group(prompts, out['ids'], out['length'], done, out['logps'], out['behaviour'], jnp.zeros((B, G), jnp.int32))

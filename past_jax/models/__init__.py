@@ -1,0 +1,47 @@
+"""Models by spec. The package outside sees a `Model`: a policy, its tokenizer, its shape and how to read its weights."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from past_jax import mesh as mesh_lib
+from past_jax.models import specs, weights
+from past_jax.models.config import TINY, ModelConfig
+from past_jax.models.transformer import RULES, transformer
+from past_jax.text import Tokenizer, byte_tokenizer, load_tokenizer
+from past_jax.types import Params, Policy
+
+__all__ = ['Model', 'ModelConfig', 'RULES', 'load']
+
+
+class Model(NamedTuple):
+  policy: Policy
+  tokenizer: Tokenizer
+  config: ModelConfig
+  read: Callable[[jax.sharding.Mesh], Params]  # the weights, placed; only owned slices are read
+
+
+def load(spec: str, *, dtype: str = 'float32', remat: bool = False, seed: int = 0) -> Model:
+  """The model that `spec` names; `scratch:tiny` is a random one with a byte tokenizer, made from `seed`.
+
+  Raises:
+    UserError: an unknown form of spec, an unsupported architecture, a failed download or hash.
+  """
+  if spec == 'scratch:tiny':
+    policy = transformer(TINY, dtype=dtype, remat=remat)
+
+    def init(mesh):
+      placed = mesh_lib.shardings(mesh, jax.eval_shape(policy.init, jax.random.key(seed)), RULES)
+      return jax.jit(policy.init, out_shardings=placed)(jax.random.key(seed))
+
+    return Model(policy, byte_tokenizer(), TINY, init)
+  directory = specs.resolve(spec)
+  config = weights.read_config(directory)
+  policy = transformer(config, dtype=dtype, remat=remat)
+
+  def read(mesh):
+    placed = mesh_lib.shardings(mesh, jax.eval_shape(policy.init, jax.random.key(0)), RULES)
+    return weights.read(directory, config, placed)
+
+  return Model(policy, load_tokenizer(directory), config, read)

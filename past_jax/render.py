@@ -1,0 +1,99 @@
+"""Examples to prompts, on the host: the sampling view, the training view and the raw text."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from past_jax.text import Tokenizer, pack_completions, pack_prompts
+from past_jax.types import Batch, Completions, Example, Plan, Prompts, Selection
+
+VIEWS = ('same', 'instruction', 'none')
+
+
+class Rendered(NamedTuple):
+  """Host arrays of one round."""
+
+  sample: Prompts  # what the generator sees
+  train: Prompts  # what the update sees before the completion
+  text: Batch  # the raw passages, as completions of the empty prompt
+  trimmed: dict[str, int]  # how many prompts, texts and anchors were cut to fit
+
+
+def fill(template: str, example: Example) -> str:
+  """`{text}`, `{prompt}` and `{anchor}` replaced; braces in the data are left alone."""
+  parts = {'{text}': example.text, '{prompt}': example.prompt, '{anchor}': ''.join(example.anchors[:1])}
+  # One pass over the template: text that happens to contain '{prompt}' is data.
+  out, rest = '', template
+  while rest:
+    at, key = min(((i, k) for k in parts if (i := rest.find(k)) >= 0), default=(len(rest), ''))
+    out, rest = out + rest[:at] + parts.get(key, ''), rest[at + len(key) :]
+  return out
+
+
+def text_batch(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> tuple[Batch, int]:
+  """Raw texts, each closed by the end token, after the empty prompt (BOS where the tokenizer adds one). And the cuts."""
+  prompts = empty_prompts(tokenizer, len(texts))
+  rows = [[tokenizer.encode(text) + [tokenizer.eos_id]] for text in texts]
+  ids, lengths, trimmed = pack_completions(rows, length)
+  zeros, none = np.zeros((len(texts), 1), np.float32), np.zeros((len(texts), 0), np.int32)
+  selection = Selection(none, none, none.astype(np.float32), zeros + 1, zeros, zeros.astype(np.int32))
+  return Batch(prompts, ids, lengths, None, None, np.full_like(lengths, -1), selection), trimmed
+
+
+def pack(tokenizer: Tokenizer, rows: Sequence[Sequence[int]], length: int):
+  """`pack_prompts`, which keeps the BOS of a trimmed prompt where the tokenizer adds one."""
+  return pack_prompts(rows, length, tokenizer.bos_id if tokenizer.adds_bos else None)
+
+
+def empty_prompts(tokenizer: Tokenizer, count: int) -> Prompts:
+  ids, length, _ = pack_prompts([tokenizer.plain('')] * count, 1)
+  return Prompts(ids, length)
+
+
+def renderer(
+  *,
+  tokenizer: Tokenizer,
+  instruction: str,
+  prompt_length: int,
+  text_length: int,
+  completion_length: int,
+  train_view: str = 'same',
+  train_instruction: str = '',
+  chat: bool = False,
+  anchors: int = 0,
+):
+  """Returns render(examples, plan) -> Rendered.
+
+  Args:
+    instruction: the study instruction, a template over `{text}`, `{prompt}` and `{anchor}`.
+    train_view: `same` as sampled; `instruction`: `train_instruction` alone, the passage out of view; `none`: nothing.
+    chat: instructions become a user's message in the model's chat template; else they are used as written.
+    anchors: given completions per prompt (`A`), used when the plan says anchor_source='given'.
+  """
+
+  def encode(template: str, example: Example) -> list[int]:
+    text = fill(template, example)
+    return tokenizer.chat([{'role': 'user', 'content': text}]) if chat else tokenizer.plain(text)
+
+  def render(examples: Sequence[Example], plan: Plan) -> Rendered:
+    sample_ids, sample_length, cut = pack(tokenizer, [encode(instruction, e) for e in examples], prompt_length)
+    given, cut_anchors = None, 0
+    if plan.anchor_source == 'given':
+      rows = [[tokenizer.encode(a) + [tokenizer.eos_id] for a in e.anchors[:anchors]] for e in examples]
+      rows = [row + [[]] * (anchors - len(row)) for row in rows]
+      ids, length, cut_anchors = pack_completions(rows, completion_length)
+      given = Completions(ids, length)
+    sample = Prompts(sample_ids, sample_length, given)
+    if train_view == 'none':
+      train = empty_prompts(tokenizer, len(examples))
+    elif train_view == 'instruction':
+      rows = [encode(train_instruction, dataclasses.replace(e, text='', anchors=())) for e in examples]
+      train = Prompts(*pack(tokenizer, rows, prompt_length)[:2])
+    else:
+      train = Prompts(sample_ids, sample_length)
+    text, cut_texts = text_batch(tokenizer, [e.text for e in examples], text_length)
+    return Rendered(sample, train, text, {'prompts': cut, 'texts': cut_texts, 'anchors': cut_anchors})
+
+  return render

@@ -1,0 +1,410 @@
+"""The loop: the only impure place. Data position, host judges, logging, signals and checkpoints happen here.
+
+A run is at a `Cursor`: stage, round, update. Where its weights come from, in this order: an intact checkpoint in the
+workdir; else the model that the config names. Every random choice is a function of (seed, stage, round), so a run that
+was killed and started again ends with the same bits.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from past_jax import mesh as mesh_lib
+from past_jax import models, report
+from past_jax.build import Run, Stage
+from past_jax.checkpoint import Checkpoints
+from past_jax.collect import Collected, collect
+from past_jax.metrics import CompileCounter, Late, MetricsWriter, rows
+from past_jax.progress import Progress
+from past_jax.render import text_batch
+from past_jax.stop import Stop, wait
+from past_jax.text import completion_text
+from past_jax.types import Batch, Completions, Prompts, Selection, TrainState, UserError
+
+
+class Cursor(NamedTuple):
+  """Where a run is: `update` updates of round `round` of stage `stage` are done; `step` counts all updates."""
+
+  stage: int
+  round: int
+  update: int
+  step: int
+  position: dict  # of the data stream, at the start of the round
+
+
+class Stopped(Exception):
+  """A signal asked to stop; raised between device calls."""
+
+
+class SelfTestFailed(UserError):
+  """The run is not computing what it should: see docs/design.md, rules that stop silent wrong training."""
+
+
+class Loop:
+  """What one process holds while it studies. Everything that must survive it is in `cursor`, `state`, `ref`, `batch`."""
+
+  def __init__(self, run: Run, config: dict, workdir: Path, stop: Stop, progress: Progress):
+    self.run, self.config, self.workdir, self.stop, self.progress = run, config, workdir, stop, progress
+    self.compiles = CompileCounter()
+    self.settled: int | None = None  # compilations when the first round of the last stage was over
+    self.seconds = defaultdict(float)
+    self.checkpoints = Checkpoints(workdir / 'checkpoints', run.checkpoint_keep)
+    self.late = Late()
+    self.phase, self.phase_start = '', time.monotonic()
+    self.bad: dict = {}
+    self.batch: Batch | None = None  # of the round under way, once it has been collected
+
+  # --- weights ----------------------------------------------------------------------------------------------------
+
+  def abstract_state(self, stage: Stage):
+    """Shapes and shardings of the train state: nothing is ever materialised unsharded."""
+    state = jax.eval_shape(lambda key: stage.update.init(self.run.model.policy.init(key)), jax.random.key(0))
+    placed = mesh_lib.shardings(self.run.mesh, state, models.RULES)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
+
+  def new_state(self, stage: Stage, params) -> TrainState:
+    placed = jax.tree.map(lambda x: x.sharding, self.abstract_state(stage))
+    # A copy of the parameters: the step donates them, and `params` may be another role's weights.
+    init = jax.jit(lambda p: stage.update.init(jax.tree.map(jnp.copy, p)), out_shardings=placed)
+    return init(params)
+
+  def restore(self) -> bool:
+    """The rule of where weights come from. True: from a checkpoint."""
+    run = self.run
+    first = self.checkpoints.latest_host()
+    if first is None:
+      params = run.model.read(run.mesh)
+      self.cursor = Cursor(0, 0, 0, 0, run.stream.start())
+      self.state, self.ref = self.new_state(run.stages[0], params), None
+      self.base = params
+      return False
+
+    def abstract(specs: dict):
+      """The tree that a checkpoint with these arrays holds; the round's batch comes back as plain host arrays."""
+      tree = {'state': self.abstract_state(run.stages[self.stage_of(first)])}
+      if any(name.startswith('ref/') for name in specs):
+        tree['ref'] = tree['state'].params
+      batch = {name: spec for name, spec in specs.items() if name.startswith('batch/')}
+      if batch:
+        replicated = mesh_lib.replicated(run.mesh)
+        make = lambda spec: jax.ShapeDtypeStruct(tuple(spec[1]), spec[0], sharding=replicated)
+        tree['batch'] = {name.removeprefix('batch/').replace('/', '.'): make(spec) for name, spec in batch.items()}
+      return tree
+
+    restored = self.checkpoints.restore(abstract)
+    for sentence in restored.skipped:
+      self.progress.note(sentence)
+    host, tree = restored.host, restored.tree
+    self.cursor = Cursor(**host['cursor'])
+    self.state, self.ref = tree['state'], tree.get('ref')
+    self.batch = unpack(tree['batch'], run.mesh) if 'batch' in tree else None
+    self.seconds |= host['seconds']
+    self.base = run.model.read(run.mesh)
+    self.progress.note(f'resuming from checkpoint {restored.step}')
+    return True
+
+  def stage_of(self, host: dict) -> int:
+    return min(host['cursor']['stage'], len(self.run.stages) - 1)
+
+  def save(self, batch: Batch | None = None) -> None:
+    tree = {'state': self.state}
+    if self.ref is not None:
+      tree['ref'] = self.ref
+    if batch is not None:
+      tree['batch'] = pack(batch)
+    host = {'cursor': self.cursor._asdict(), 'config': self.config, 'seconds': dict(self.seconds)}
+    self.checkpoints.save(self.cursor.step, tree, host)
+
+  # --- progress ---------------------------------------------------------------------------------------------------
+
+  def enter(self, phase: str, total: int, round_: int = 0, rounds: int = 0, stage: str = '') -> None:
+    now = time.monotonic()
+    if self.phase:
+      self.seconds[self.phase] += now - self.phase_start
+    self.phase, self.phase_start = phase, now
+    if phase:
+      self.progress.phase(phase, total, round=round_, rounds=rounds, stage=stage)
+
+  def tick(self, arrays, tokens: int = 0):
+    """Waits for a device call, looking for signals; counts it."""
+    if not wait(arrays, self.stop):
+      raise Stopped
+    self.progress.advance(1, tokens=tokens)
+    return arrays
+
+  # --- a round ----------------------------------------------------------------------------------------------------
+
+  def weights(self) -> dict:
+    roles = {'policy': self.state.params, 'base': self.base}
+    return roles | ({'ref': self.ref} if self.ref is not None else {})
+
+  def collect(self, stage: Stage, examples, rendered, plan) -> Collected:
+    c, rounds = self.cursor, stage.rounds
+    calls = plan.prompts // stage.collector.prompts_per_call
+    totals = {'sample': calls, 'judge': 1, 'reference': plan.prompts // stage.batch}
+
+    def tick(phase, arrays):
+      if phase != self.phase:
+        self.enter(phase, totals[phase], c.round + 1, rounds, stage.name)
+      tokens = int(np.asarray(arrays.length_BxG).sum()) if phase == 'sample' and wait(arrays, self.stop) else 0
+      return self.tick(arrays, tokens)
+
+    self.enter('sample', calls, c.round + 1, rounds, stage.name)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.run.seed), c.stage), c.round)
+    return collect(
+      stage.collector,
+      self.weights(),
+      key,
+      rendered,
+      examples,
+      temperature=plan.temperature,
+      reference=stage.reference,
+      tick=tick,
+    )
+
+  def round(self, stage: Stage, step, writer: MetricsWriter) -> None:
+    run, c = self.run, self.cursor
+    plan = stage.plan(c.round)
+    indices, position = run.stream.take(c.position, plan.prompts)
+    examples = [run.examples[i] for i in indices]
+    rendered = stage.render(examples, plan)
+    facts = {f'study/trimmed_{name}': count for name, count in rendered.trimmed.items()}
+    if stage.refreshes and c.update == 0 and (self.ref is None or 'ref' in plan.refresh):
+      self.ref = jax.tree.map(jnp.copy, self.state.params)
+    if stage.collector and c.update == 0:
+      got = self.collect(stage, examples, rendered, plan)
+      facts |= got.metrics
+      self.batch = got.batch
+      for row in group_rows(run, stage, c, examples, rendered, got):
+        writer.group(row)
+    batches = {'text': mesh_lib.put_batch(run.mesh, rendered.text)} if 'text' in stage.terms else {}
+    if stage.collector:
+      batches['group'] = self.batch
+    order = update_order(run.seed, c, plan, stage.batch)
+    self.enter('update', len(order), c.round + 1, stage.rounds, stage.name)
+    self.progress.advance(c.update)
+    started = time.monotonic()
+    for update in range(c.update, len(order)):
+      chosen = take(batches, order[update])
+      if stage.replay:
+        chosen['replay'] = self.replay(stage, c)
+      self.state, metrics = step(self.state, {}, chosen)
+      host = {'stage': stage.name, 'round': c.round, **(facts if update == 0 else {})}
+      host['perf/compile_count'] = self.compiles.count
+      self.bad, previous = {k: v for k, v in metrics.items() if v.ndim}, self.bad
+      row = self.late.push(c.step + 1, host, {k: v for k, v in metrics.items() if not v.ndim})
+      now = time.monotonic()
+      self.log(row, stage, writer, now - started, previous)
+      started = now
+      c = self.cursor = c._replace(update=update + 1, step=c.step + 1)
+      self.examples, self.order = examples, order
+      if self.stop.requested and c.update < len(order):
+        self.log(self.late.flush(), stage, writer, time.monotonic() - started, self.bad)
+        raise Stopped
+    self.log(self.late.flush(), stage, writer, time.monotonic() - started, self.bad)
+    self.cursor = Cursor(c.stage, c.round + 1, 0, c.step, position)
+    self.batch = None
+
+  def replay(self, stage: Stage, c: Cursor) -> Batch:
+    rng = np.random.default_rng([self.run.seed, c.stage, c.step])
+    texts = [stage.replay[i] for i in rng.choice(len(stage.replay), stage.replay_batch, replace=False)]
+    batch, _ = text_batch(self.run.model.tokenizer, texts, stage.replay_length)
+    return mesh_lib.put_batch(self.run.mesh, batch)
+
+  def log(self, row: dict | None, stage: Stage, writer: MetricsWriter, seconds: float, bad: dict) -> None:
+    """Writes a step's row after its checks. The step after it is already under way."""
+    if row is None:
+      return
+    self.progress.advance(1, tokens=row['num_tokens'])
+    row['perf/tokens_per_second'] = row['num_tokens'] / max(seconds, 1e-9)
+    if not row.pop('finite'):
+      raise self.not_finite(row, bad)
+    self_test(row, stage)
+    writer.metrics(row)
+
+  def not_finite(self, row: dict, bad: dict) -> UserError:
+    names = [k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)]
+    where = []
+    for name, marks in bad.items():
+      if name != 'bad/replay' and (indices := np.flatnonzero(np.asarray(marks))).size:
+        rows_ = self.order[(self.cursor.update or len(self.order)) - 1]
+        where += [self.examples[rows_[i]] for i in indices]
+    which = (
+      '; '.join(dict.fromkeys(f'{e.where or "row"}: {(e.text or e.prompt)[:60]!r}' for e in where)) or 'none alone'
+    )
+    return UserError(
+      f'Step {row["step"]}: {", ".join(names)} not finite; rows whose log-probs are not finite: {which}. The '
+      f'parameters are those before the step. Lower config.optimizer.lr or look at these rows; the checkpoints in '
+      f'{self.checkpoints.directory} are intact.'
+    )
+
+  # --- the run ----------------------------------------------------------------------------------------------------
+
+  def evaluate(self, when: str, writer: MetricsWriter) -> None:
+    self.enter('evaluate', self.run.eval_calls)
+    metrics, samples = self.run.evaluate(self.state.params, self.tick)
+    writer.evaluation({'when': when, 'step': self.cursor.step, 'metrics': metrics, 'samples': samples})
+
+  def finished(self) -> bool:
+    return self.cursor.stage == len(self.run.stages) - 1 and self.cursor.round >= self.run.stages[-1].rounds
+
+  def study(self) -> bool:
+    """Runs to the end, or until a signal (False). What is on disk then is enough to go on."""
+    resumed = self.restore()
+    if resumed and self.finished() and any(r['when'] == 'after' for r in rows(self.workdir / 'evaluations.jsonl')):
+      self.progress.note('This run is finished; raise the rounds to study on, or choose another workdir.')
+      return True
+    with MetricsWriter(self.workdir, self.cursor.step if resumed else None) as writer:
+      try:
+        if not any(r['when'] == 'before' for r in rows(self.workdir / 'evaluations.jsonl')):
+          self.evaluate('before', writer)
+        self.stages(writer)
+        self.evaluate('after', writer)
+      except Stopped:
+        self.enter('', 0)
+        self.save(self.batch if self.cursor.update else None)
+        self.checkpoints.wait()
+        return False
+      self.enter('', 0)
+      self.checkpoints.wait()
+    self.write_timing()
+    return True
+
+  def stages(self, writer: MetricsWriter) -> None:
+    while not self.finished():
+      stage = self.run.stages[self.cursor.stage]
+      if self.cursor.round >= stage.rounds:
+        self.cursor = Cursor(self.cursor.stage + 1, 0, 0, self.cursor.step, self.cursor.position)
+        stage = self.run.stages[self.cursor.stage]
+        self.state = self.new_state(stage, self.state.params)
+        continue
+      step = compiled_step(self, stage)
+      while self.cursor.round < stage.rounds:
+        self.round(stage, step, writer)
+        if self.settled is None:
+          self.settled = self.compiles.count
+        last = self.cursor.round == stage.rounds
+        if last or self.cursor.round % self.run.checkpoint_every == 0:
+          self.enter('checkpoint', 1)
+          self.save()
+        if self.run.eval_every and self.cursor.round % self.run.eval_every == 0 and not last:
+          self.evaluate(f'round {self.cursor.round}', writer)
+        if self.stop.requested:
+          raise Stopped
+
+  def write_timing(self) -> None:
+    timing = {**{k: round(v, 2) for k, v in self.seconds.items()}, 'total': round(sum(self.seconds.values()), 2)}
+    after = self.compiles.count - (self.settled if self.settled is not None else self.compiles.count)
+    timing |= {'compile_count': self.compiles.count, 'compile_count_after_first_round': after}
+    (self.workdir / 'timing.json').write_text(json.dumps(timing, indent=2))
+    report.write(self.workdir)
+
+
+def compiled_step(loop: Loop, stage: Stage):
+  """The stage's step with the state donated and kept in its shardings."""
+  placed = jax.tree.map(lambda x: x.sharding, loop.abstract_state(stage))
+  return jax.jit(stage.update.step, donate_argnums=0, out_shardings=(placed, None))
+
+
+@functools.partial(jax.jit, static_argnums=())
+def _take(tree, index_b):
+  return jax.tree.map(lambda x: mesh_lib.constrain(x[index_b], mesh_lib.BATCH), tree)
+
+
+def take(tree, index_b):
+  return _take(tree, np.asarray(index_b))
+
+
+def update_order(seed: int, c: Cursor, plan, size: int) -> list[np.ndarray]:
+  """Minibatches of prompts for all epochs of a round."""
+  out = []
+  for epoch in range(plan.epochs):
+    order = np.random.default_rng([seed, c.stage, c.round, epoch]).permutation(plan.prompts)
+    out += [order[i : i + size] for i in range(0, plan.prompts, size)]
+  return out
+
+
+def pack(batch: Batch) -> dict:
+  """A batch as a flat dict, for the checkpoint."""
+  named = jax.tree_util.tree_leaves_with_path(batch)
+  return {jax.tree_util.keystr(path, simple=True, separator='.'): x for path, x in named}
+
+
+def unpack(arrays: dict, mesh) -> Batch:
+  def make(cls, prefix, **parts):
+    values = {}
+    for field in dataclasses.fields(cls):
+      name = f'{prefix}{field.name}'
+      values[field.name] = parts[field.name] if field.name in parts else arrays[name] if name in arrays else None
+    return cls(**values)
+
+  given = make(Completions, 'prompts.given.') if 'prompts.given.ids_BxAxT' in arrays else None
+  prompts = make(Prompts, 'prompts.', given=given)
+  batch = make(Batch, '', prompts=prompts, selection=make(Selection, 'selection.'))
+  return mesh_lib.put_batch(mesh, jax.device_get(batch))
+
+
+def self_test(row: dict, stage: Stage) -> None:
+  """The first update after the reference was set to the policy: the DPO term is ln 2 and margins are 0.
+
+  Exactly where the reference is the step's own log-probs; within beta times `max_gap` where it was scored or sampled.
+  """
+  if 'rewards/margins' not in row or 'check/sampler_gap' not in row or stage.reference.role != 'policy':
+    return
+  tolerance = 0.0 if stage.reference.one_update else stage.beta * stage.reference.max_gap
+  loss, margin = row['dpo/loss'], row['rewards/margins']
+  expected = math.log(2) if row['dpo/weight'] else 0.0
+  row['check/dpo_minus_ln2'] = loss - expected
+  if abs(loss - expected) > tolerance + 1e-6 or abs(margin) > tolerance:
+    raise SelfTestFailed(
+      f'Step {row["step"]}: with the policy as its own reference the DPO loss must be {expected:.6f} and the margin 0; '
+      f'they are {loss:.6f} and {margin:.2g}. The reference log-probs are not those of the policy: stop and look.'
+    )
+
+
+def group_rows(run: Run, stage: Stage, c: Cursor, examples, rendered, got: Collected) -> list[dict]:
+  """What a person reads: each text with its completions, scores and what was chosen."""
+  group, judgement, selection = jax.device_get((got.group, got.judgement, got.selection))
+  tokenizer, out = run.model.tokenizer, []
+  for b, example in list(enumerate(examples))[: run.log_groups]:
+    paired = selection.pair_weight_BxJ[b] > 0
+    chosen = {int(g) for g in selection.chosen_BxJ[b][paired]} | set(np.flatnonzero(selection.row_weight_BxG[b] > 0))
+    rejected = {int(g) for g in selection.rejected_BxJ[b][paired]} - chosen
+    completions = []
+    for g in range(group.ids_BxGxT.shape[1]):
+      score = float(judgement.score_BxG[b, g])
+      completions.append(
+        {
+          'text': completion_text(tokenizer, group.ids_BxGxT[b, g], int(group.length_BxG[b, g])),
+          'score': score if math.isfinite(score) else None,
+          'source': int(group.source_BxG[b, g]),
+          'chosen': g in chosen,
+          'rejected': g in rejected,
+          'tokens': int(group.length_BxG[b, g]),
+          'finished': bool(group.finished_BxG[b, g]),
+          'info': {name: float(x[b, g]) for name, x in judgement.info.items()},
+        }
+      )
+    n, P = int(rendered.sample.length_B[b]), rendered.sample.ids_BxP.shape[1]
+    prompt = tokenizer.decode([int(i) for i in rendered.sample.ids_BxP[b, P - n :]])
+    # The step is that of the first update that learns from it: a checkpoint within the round keeps the row.
+    out.append(
+      {
+        'step': c.step + 1,
+        'stage': stage.name,
+        'round': c.round,
+        'text': example.text or example.prompt,
+        'prompt': prompt,
+        'completions': completions,
+      }
+    )
+  return out

@@ -1,0 +1,67 @@
+"""The update: losses of several terms added up in one gradient, one optimizer step, one program."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from past_jax.logps import group_logps, token_mask
+from past_jax.types import Loss, Policy, TrainState, Update
+
+
+def schedule(*, lr: float, warmup: float, total: int, end: float = 0.0) -> optax.Schedule:
+  """Linear warm-up over the share `warmup` of `total` updates, then a cosine to `end` * lr."""
+  rise = max(1, round(warmup * total))
+  return optax.warmup_cosine_decay_schedule(lr / rise, lr, rise - 1, max(total - 1, rise), lr * end)
+
+
+def adamw(*, learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=1.0) -> optax.GradientTransformation:
+  """AdamW behind clipping of the global gradient norm (`clip` 0: off)."""
+  clipping = [optax.clip_by_global_norm(clip)] if clip else []
+  return optax.chain(*clipping, optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay))
+
+
+def gradient(
+  *,
+  policy: Policy,
+  losses: Mapping[str, tuple[float, Loss]],
+  optimizer: optax.GradientTransformation,
+  learning_rate: optax.Schedule,
+) -> Update:
+  """One step of `optimizer` on sum_term weight * loss(term's batch).
+
+  A non-finite loss or gradient leaves the state as it was and says so: metric `finite` 0, and `bad/TERM` marks the
+  prompts whose log-probs are not finite. Metrics of the term `group` keep their names, others are prefixed.
+  """
+
+  def init(params) -> TrainState:
+    return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+  def objective(params, batches):
+    total, metrics = jnp.float32(0), {}
+    for term, (weight, loss) in losses.items():
+      batch = batches[term]
+      logps = group_logps(policy, params, batch.prompts, batch.ids_BxGxT, batch.length_BxG)
+      value, named = loss({'logps_BxGxT': logps}, batch)
+      total += weight * value
+      metrics |= {name if term == 'group' else f'{term}/{name}': x for name, x in named.items() if name != 'loss'}
+      metrics[f'{term}/loss'] = value
+      metrics[f'bad/{term}'] = ~jnp.isfinite(logps).all(axis=(1, 2))
+      T = batch.ids_BxGxT.shape[2]
+      metrics[f'{term}/tokens'] = token_mask(batch.prompts, batch.length_BxG, T).sum()
+    return total, metrics
+
+  def step(state: TrainState, weights, batches) -> tuple[TrainState, dict]:
+    del weights  # a loss that needs a frozen role gets it through the batch
+    (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params, batches)
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    stepped = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+    state_ = jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, state)
+    tokens = sum(metrics[f'{term}/tokens'] for term in losses)
+    metrics |= {'loss': loss, 'grad_norm': norm, 'finite': finite, 'num_tokens': tokens}
+    return state_, metrics | {'learning_rate': learning_rate(state.step)}
+
+  return Update(init, step)

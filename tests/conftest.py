@@ -1,0 +1,45 @@
+"""Strict by default, eight virtual devices, one tiny model that all tests share so that compilations are reused."""
+
+import jax
+
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from past_jax import mesh as mesh_lib  # noqa: E402
+from past_jax.models.config import TINY  # noqa: E402
+from past_jax.models.transformer import transformer  # noqa: E402
+from past_jax.text import byte_tokenizer  # noqa: E402
+from past_jax.types import Prompts  # noqa: E402
+
+
+@pytest.fixture(scope='session')
+def policy():
+  return transformer(TINY)
+
+
+@pytest.fixture(scope='session')
+def params(policy):
+  """Random, and scaled up so that distributions are far from uniform."""
+  return jax.tree.map(lambda x: x * 3 if x.ndim > 2 else x, jax.jit(policy.init)(jax.random.key(0)))
+
+
+@pytest.fixture(scope='session')
+def tokenizer():
+  return byte_tokenizer()
+
+
+@pytest.fixture(scope='session')
+def mesh():
+  """One device."""
+  return mesh_lib.make({'data': 1, 'fsdp': 1, 'tensor': 1})
+
+
+@pytest.fixture(scope='session')
+def ragged():
+  """Prompts (B=8, P=8) of lengths 0 to 8 and completions (G=3, T=6) of lengths 0 to 6, random ids."""
+  rng = np.random.default_rng(0)
+  prompts = Prompts(rng.integers(1, 256, (8, 8)).astype(np.int32), np.array([8, 3, 0, 1, 2, 8, 5, 4], np.int32))
+  return prompts, rng.integers(1, 256, (8, 3, 6)).astype(np.int32), rng.integers(0, 7, (8, 3)).astype(np.int32)
