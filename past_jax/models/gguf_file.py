@@ -67,7 +67,7 @@ class _Fields:
     return self._fields[key].contents()
 
   def get(self, key, default):
-    return self[key] if key in self else default
+    return default if key not in self else self[key]
 
   def items(self, prefix):
     return ((key.removeprefix(prefix), self[key]) for key in self._fields if key.startswith(prefix))

@@ -183,9 +183,7 @@ def _open(directory: Path, stack: contextlib.ExitStack) -> dict:
     try:
       file = stack.enter_context(safe_open(directory / name, framework='numpy'))
     except (OSError, SafetensorError) as error:
-      raise UserError(
-        f'{directory / name} cannot be read as safetensors ({error}); is the download complete?'
-      ) from error
+      raise UserError(f'{directory / name} cannot be read ({error}); is the download complete?') from error
     if twice := sorted(where.keys() & set(file.keys())):
       raise UserError(f'{directory / name} repeats tensors of another file: {_listed(twice)}.')
     where |= dict.fromkeys(file.keys(), file)
@@ -317,6 +315,7 @@ def write_tensors(
   # safetensors writes the memory behind an array whatever its strides say, so it must be contiguous.
   tensors = {name: np.ascontiguousarray(array, dtype) for name, array in tensors}
   save_file(tensors, directory / 'model.safetensors', metadata={'format': 'pt'})
+  (directory / 'model.safetensors').chmod(0o644)  # safetensors may make it for its owner only
   dump('config.json', _hf_config(config, tokenizer, dtype))
   dump('generation_config.json', {'bos_token_id': tokenizer.bos_id, 'eos_token_id': list(tokenizer.stop_ids)})
   tokenizer.save(directory)
