@@ -170,6 +170,7 @@ def as_table(rows: Iterable[Sequence[str]], header: Sequence[str]) -> Table:
   table = Table(*header, box=None, pad_edge=False, header_style='bold')
   for column in table.columns[1:]:
     column.justify = 'right'
+  for column in table.columns:
     column.no_wrap = True
   for row in rows:
     table.add_row(*(Text(cell) for cell in row))
