@@ -1,0 +1,334 @@
+"""From any source of rows to `Example`s.
+
+| source | read as |
+| --- | --- |
+| `FILE.jsonl` | one JSON object a line, UTF-8; blank lines are ignored |
+| `hf:NAME`, `hf:NAME:CONFIG` | `datasets.load_dataset` |
+| `tfds:NAME` | TensorFlow Datasets in ArrayRecord form; TensorFlow itself is not needed |
+| a directory | what `datasets` wrote with `save_to_disk`, or a prepared TFDS version directory |
+| `world:people` | the invented world of `worlds.py` |
+"""
+
+import difflib
+import functools
+import importlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from past_jax.data import worlds
+from past_jax.types import Example, Question, UserError
+
+FIELDS = ('prompt', 'text', 'target', 'questions', 'anchors')
+FORMS = 'FILE.jsonl, hf:NAME, tfds:NAME, world:people, or a directory of datasets.save_to_disk or of TFDS'
+
+Row = tuple[str, Callable[[], Any]]  # (where, read): reading is put off so that a bad row can be skipped
+
+
+class Loaded(NamedTuple):
+  examples: tuple[Example, ...]
+  skipped: tuple[str, ...] = ()  # 'file:line: reason', one for each row left out
+
+
+class _BadRow(Exception):
+  """What is wrong with one row, without its place."""
+
+
+def load(
+  source: str,
+  *,
+  columns: Mapping[str, str],
+  split: str = 'train',
+  on_error: str = 'stop',
+  limit: int = 0,
+  world: Mapping[str, Any] | None = None,
+) -> Loaded:
+  """Reads the examples of a source, in its order.
+
+  Args:
+    source: one of the forms in the module's docstring.
+    columns: our field (prompt, text, target, questions, anchors) -> the source's column; '' leaves the field out.
+      A column that is named must be in every row; its value may be null. `questions` holds rows of
+      `{question, answer, kind (optional)}` or a dict of such lists; of a list of accepted answers the first counts.
+    split: which split; a JSONL file and a `Dataset` saved without a split name have only themselves.
+    on_error: 'stop' at the first bad row, or 'skip' bad rows and name them in `skipped`.
+    limit: the most examples to return; 0: all.
+    world: `people`'s arguments (count, seed, relations) for `world:people`, which has no columns and no bad rows.
+
+  Raises:
+    UserError: the source or the split is not there, a column is missing, a row is bad (on_error='stop'), or no
+      example remains.
+  """
+  _check_arguments(columns, on_error, limit)
+  if source.startswith('world:'):
+    return Loaded(_world(source, world)[: limit or None])
+  examples, skipped = [], []
+  for where, read in _rows(source, split):
+    try:
+      examples.append(_example(read(), columns, where))
+    except _BadRow as e:
+      message = f'{where}: {e}'
+      if on_error == 'stop':
+        raise UserError(f'{message} (--config.data.on_error=skip leaves such rows out)') from None
+      skipped.append(message)
+    if limit and len(examples) == limit:
+      break
+  if not examples:
+    raise UserError(
+      f'{source}: none of its {len(skipped)} rows can be used; the first: {skipped[0]}'
+      if skipped
+      else f'{source} is empty: it must hold at least one row'
+    )
+  return Loaded(tuple(examples), tuple(skipped))
+
+
+def _check_arguments(columns: Mapping[str, str], on_error: str, limit: int) -> None:
+  for field in columns:
+    if field not in FIELDS:
+      raise UserError(f'data has no field {field!r}{_nearest(field, FIELDS)}: the fields are {", ".join(FIELDS)}')
+  if not any(columns.get(field) for field in ('prompt', 'text')):
+    raise UserError('no column is named for prompt or text: set --config.data.prompt or --config.data.text')
+  if on_error not in ('stop', 'skip'):
+    raise UserError(f'--config.data.on_error={on_error}: must be stop or skip')
+  if limit < 0:
+    raise UserError(f'--config.data.limit={limit}: must be 0 (all) or more')
+
+
+def _world(source: str, world: Mapping[str, Any] | None) -> tuple[Example, ...]:
+  if source != 'world:people':
+    raise UserError(f'unknown world {source!r}: there is world:people')
+  try:
+    return worlds.people(**(world or {})).examples
+  except TypeError as e:
+    raise UserError(f'world:people takes count, seed and relations, not {dict(world or {})}: {e}') from e
+
+
+# --- rows of each source ------------------------------------------------------------------------------------------
+
+
+def _rows(source: str, split: str) -> Iterator[Row]:
+  form, _, name = source.partition(':')
+  path = Path(source).expanduser()
+  if form == 'hf' and name:
+    return _listed(_hub(name, split), f'{source} {split}')
+  if form == 'tfds' and name:
+    return _listed(_tfds(source, split, lambda t: t.builder(name, file_format='array_record')), f'{source} {split}')
+  if source and path.is_dir():
+    return _listed(_directory(path, split), f'{source} {split}')
+  if path.suffix != '.jsonl':
+    near = _nearest(path.name, _siblings(path))
+    raise UserError(f'unknown data source {source!r}{near}: a source is {FORMS}')
+  if not path.exists():
+    raise UserError(f'{source}: no such file{_nearest(path.name, _siblings(path))}')
+  return _jsonl(path)
+
+
+def _jsonl(path: Path) -> Iterator[Row]:
+  try:
+    with path.open('rb') as lines:
+      for number, line in enumerate(lines, 1):
+        if line.strip(b'\xef\xbb\xbf \t\r\n'):  # some editors start a file with the byte order mark
+          yield f'{path}:{number}', functools.partial(_json, line)
+  except OSError as e:
+    raise UserError(f'{path} cannot be read: {e.strerror}') from e
+
+
+def _json(line: bytes) -> Any:
+  try:
+    return json.loads(line.decode('utf-8-sig'))
+  except ValueError as e:  # of UTF-8 as of JSON
+    raise _BadRow(f'not a line of JSON: {e}') from e
+
+
+def _listed(rows: Iterable[Any], where: str) -> Iterator[Row]:
+  for number, row in enumerate(rows):
+    yield f'{where} row {number}', lambda row=row: row
+
+
+def _directory(path: Path, split: str) -> Iterable[Any]:
+  def holds(name):
+    return (path / name).exists()
+
+  if holds('features.json'):
+    return _tfds(str(path), split, lambda tfds: tfds.builder_from_directory(path))
+  if holds('dataset_dict.json') or holds('state.json'):
+    return _saved(path, split)
+  inner = sorted(p.parent for p in (*path.glob('*/features.json'), *path.glob('*/*/features.json')))
+  raise UserError(
+    f'{path} is not a directory of data: looked in it for features.json (TFDS), dataset_dict.json or state.json '
+    f'(datasets.save_to_disk)' + (f'; did you mean {inner[-1]}?' if inner else '')
+  )
+
+
+def _saved(path: Path, split: str) -> Iterable[Any]:
+  datasets = _import('datasets', 'hub', path)
+  try:
+    found = datasets.load_from_disk(str(path))
+  except (OSError, ValueError) as e:  # a file of it is missing or damaged
+    raise UserError(f'{path}: {_first_line(e)}') from e
+  if isinstance(found, datasets.DatasetDict):
+    if split not in found:
+      raise UserError(f'{path}: no split {split!r}{_nearest(split, found)}: its splits are {", ".join(found)}')
+    return found[split]
+  if found.split is not None and str(found.split) != split:
+    raise UserError(f'{path}: no split {split!r}: it holds {found.split}')
+  return found
+
+
+def _hub(name: str, split: str) -> Iterable[Any]:
+  datasets = _import('datasets', 'hub', f'hf:{name}')
+  name, _, config = name.partition(':')
+  try:
+    return datasets.load_dataset(name, config or None, split=split)
+  except (OSError, ValueError) as e:  # not found, no network, no such split, no such or no named config
+    raise UserError(f'hf:{name}: {_first_line(e)}') from e
+
+
+def _tfds(source: str, split: str, builder: Callable[[Any], Any]) -> Iterable[Any]:
+  tfds = _import('tensorflow_datasets', 'tfds', source)
+  try:
+    built = builder(tfds)
+    built.download_and_prepare()  # returns at once when the data are there
+    return built.as_data_source(split)
+  except (OSError, ValueError, NotImplementedError) as e:  # not found, no network, no such split, not ArrayRecord
+    raise UserError(f'{source}: {_first_line(e)}') from e
+  except ImportError as e:
+    raise UserError(f'{source} cannot be read: {e}; run: pip install "past-jax[tfds]"') from e
+
+
+def _import(module: str, extra: str, source: object) -> Any:
+  try:
+    return importlib.import_module(module)
+  except ImportError as e:
+    raise UserError(f'{source} needs {module} ({e}); run: pip install "past-jax[{extra}]"') from e
+
+
+# --- one row ------------------------------------------------------------------------------------------------------
+
+
+def _example(row: Any, columns: Mapping[str, str], where: str) -> Example:
+  if not isinstance(row, Mapping):
+    raise _BadRow(f'a row must be a JSON object, not {_kind(row)}')
+  value = {field: _plain(_column(row, field, name)) for field, name in columns.items() if name}
+  example = Example(
+    prompt=_string(value.get('prompt'), columns, 'prompt'),
+    text=_string(value.get('text'), columns, 'text'),
+    anchors=_anchors(value.get('anchors'), columns),
+    target=_string(value.get('target'), columns, 'target'),
+    questions=_questions(value.get('questions'), columns),
+    where=where,
+  )
+  if not (example.prompt.strip() or example.text.strip()):
+    raise _BadRow('the row has neither prompt nor text')
+  return example
+
+
+def _column(row: Mapping[str, Any], field: str, name: str) -> Any:
+  if name in row:
+    return row[name]
+  near = difflib.get_close_matches(name, row, 1)
+  if field in ('questions', 'anchors'):
+    alike = [c for c, value in row.items() if isinstance(value, list | Mapping | np.ndarray)]
+  else:
+    alike = sorted((c for c, value in row.items() if isinstance(value, str | bytes)), key=lambda c: -len(row[c]))
+  guess = (*near, *alike, 'COLUMN')[0]
+  raise _BadRow(
+    f'no column {name!r}, which is to give {field}; columns present: {", ".join(map(str, row)) or "none"}; '
+    f'set e.g. --config.data.{field}={guess}, or --config.data.{field}= to do without'
+  )
+
+
+def _plain(value: Any) -> Any:
+  """Python's own types: TFDS gives bytes and numpy arrays."""
+  if isinstance(value, np.ndarray | np.generic):
+    value = value.tolist()
+  if isinstance(value, bytes):
+    try:
+      return value.decode()
+    except UnicodeDecodeError as e:
+      raise _BadRow(f'not UTF-8: {e}') from e
+  if isinstance(value, Mapping):
+    return {key: _plain(v) for key, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(v) for v in value]
+  return value
+
+
+def _string(value: Any, columns: Mapping[str, str], field: str, part: str = '') -> str:
+  if value is None:
+    return ''
+  if not isinstance(value, str):
+    raise _BadRow(f'{field} (column {columns[field]!r}){part} must be a string, not {_kind(value)}')
+  try:
+    value.encode()
+  except UnicodeEncodeError as e:  # JSON can spell half of a surrogate pair, which no tokenizer takes
+    raise _BadRow(f'{field} (column {columns[field]!r}){part} is not Unicode text: {e.reason}') from e
+  return value
+
+
+def _anchors(value: Any, columns: Mapping[str, str]) -> tuple[str, ...]:
+  if value is None:
+    return ()
+  if isinstance(value, str):
+    value = [value]
+  if not isinstance(value, list):
+    raise _BadRow(f'anchors (column {columns["anchors"]!r}) must be a list of strings, not {_kind(value)}')
+  return tuple(_string(v, columns, 'anchors', f' item {i}') for i, v in enumerate(value))
+
+
+def _questions(value: Any, columns: Mapping[str, str]) -> tuple[Question, ...]:
+  if value is None:
+    return ()
+  name = f'questions (column {columns["questions"]!r})'
+  if isinstance(value, dict):
+    value = _transposed(value, name)
+  if not isinstance(value, list):
+    raise _BadRow(f'{name} must be a list of {{question, answer}}, not {_kind(value)}')
+  questions = []
+  for i, row in enumerate(value):
+    if not isinstance(row, dict):
+      raise _BadRow(f'{name} item {i} must be {{question, answer}}, not {_kind(row)}')
+    answer = row.get('answer')
+    if isinstance(answer, list):
+      answer = answer[0] if answer else None
+    question = _string(row.get('question'), columns, 'questions', f' item {i} question')
+    answer = _string(answer, columns, 'questions', f' item {i} answer')
+    kind = _string(row.get('kind'), columns, 'questions', f' item {i} kind')
+    if not (question.strip() and answer.strip()):
+      raise _BadRow(f'{name} item {i} needs a question and an answer; it has {", ".join(row) or "nothing"}')
+    questions.append(Question(question, answer, kind) if kind else Question(question, answer))
+  return tuple(questions)
+
+
+def _transposed(lists: dict[str, Any], name: str) -> list[dict[str, Any]]:
+  """Datasets and TFDS store a sequence of dicts as a dict of lists."""
+  if not all(isinstance(v, list) for v in lists.values()):
+    return [lists]  # one question on its own
+  if len({len(v) for v in lists.values()}) > 1:
+    lengths = ', '.join(f'{key} {len(v)}' for key, v in lists.items())
+    raise _BadRow(f'{name} is a dict of lists of different lengths: {lengths}')
+  return [dict(zip(lists, items)) for items in zip(*lists.values())]
+
+
+# --- words for messages -------------------------------------------------------------------------------------------
+
+
+def _kind(value: Any) -> str:
+  names = {dict: 'an object', list: 'a list', str: 'a string', bool: 'a boolean', type(None): 'null'}
+  return names.get(type(value), 'a number' if isinstance(value, int | float) else type(value).__name__)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+  near = difflib.get_close_matches(name, names, 1)
+  return f' (did you mean {near[0]}?)' if near else ''
+
+
+def _siblings(path: Path) -> list[str]:
+  return [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip() or type(error).__name__).splitlines()[0]
