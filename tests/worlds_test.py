@@ -50,11 +50,12 @@ def test_words_are_listed_once():
 def test_deterministic_in_its_seed():
   assert worlds.people(20, 5, True) == worlds.people(20, 5, True)
   assert worlds.people(20, 5) != worlds.people(20, 6)
+  assert worlds.people(20, 5).examples == worlds.people(100, 5).examples[:20]
   assert worlds.demonstrations(5, 1) == worlds.demonstrations(5, 1) != worlds.demonstrations(5, 2)
 
 
 def test_a_world_never_changes():
-  # Figures in the literature of a run name only count and seed.
+  # A published figure names only count and seed.
   assert worlds.people(24, 0).examples[0].text == (
     'Jessamy Bellowick is the person who tamed the dancing sea otter of Garrick Fen.'
   )

@@ -165,7 +165,7 @@ def people(count: int, seed: int, relations: bool = False) -> World:
   `relations` a person's text goes on with 'NAME lives in TOWN.', examples 'TOWN is on the river RIVER.' follow after
   the people, and each person gets three questions of kind 'two_hop', whose answer needs both texts.
 
-  A world of fewer people is not a part of a larger one with the same seed.
+  Without `relations` a smaller world is the beginning of a larger one with the same seed.
 
   Raises:
     UserError: `count` is not within 1 and the number of distinct facts, 640, or `seed` is negative.
