@@ -33,7 +33,7 @@ def fill(template: str, example: Example) -> str:
 
 
 def text_batch(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> tuple[Batch, int]:
-  """Raw texts, each closed by the end token, after the empty prompt (BOS where the tokenizer adds one). And the cuts."""
+  """Raw texts, each closed by the end token, after the empty prompt; and how many were cut to `length`."""
   prompts = empty_prompts(tokenizer, len(texts))
   rows = [[tokenizer.encode(text) + [tokenizer.eos_id]] for text in texts]
   ids, lengths, trimmed = pack_completions(rows, length)

@@ -21,7 +21,7 @@ def filtered(logits, top_k, top_p, min_p):
     kth = jnp.take_along_axis(ordered, jnp.full((*logits.shape[:-1], 1), k - 1), axis=-1)
     probs = jax.nn.softmax(jnp.where(ordered >= kth, ordered, -jnp.inf), axis=-1)
     before = jnp.cumsum(probs, axis=-1) - probs  # mass of likelier tokens; the first is always kept
-    floor = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+    floor = jnp.min(jnp.where(before < top_p, ordered, ordered[..., :1]), axis=-1, keepdims=True)
     floor = jnp.maximum(floor, ordered[..., :1] + jnp.log(min_p))
     return jnp.where(logits >= jnp.maximum(kth, floor), logits, -jnp.inf)
 

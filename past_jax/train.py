@@ -50,7 +50,7 @@ class SelfTestFailed(UserError):
 
 
 class Loop:
-  """What one process holds while it studies. Everything that must survive it is in `cursor`, `state`, `ref`, `batch`."""
+  """What one process holds while it studies. What must survive it: `cursor`, `state`, `ref` and `batch`."""
 
   def __init__(self, run: Run, config: dict, workdir: Path, stop: Stop, progress: Progress):
     self.run, self.config, self.workdir, self.stop, self.progress = run, config, workdir, stop, progress
@@ -361,8 +361,8 @@ def self_test(row: dict, stage: Stage) -> None:
   if 'rewards/margins' not in row or 'check/sampler_gap' not in row or stage.reference.role != 'policy':
     return
   tolerance = 0.0 if stage.reference.one_update else stage.beta * stage.reference.max_gap
-  loss, margin = row['dpo/loss'], row['rewards/margins']
-  expected = math.log(2) if row['dpo/weight'] else 0.0
+  loss, margin = row['group/dpo/loss'], row['rewards/margins']
+  expected = math.log(2) if row['group/dpo/pairs'] else 0.0
   row['check/dpo_minus_ln2'] = loss - expected
   if abs(loss - expected) > tolerance + 1e-6 or abs(margin) > tolerance:
     raise SelfTestFailed(

@@ -22,6 +22,12 @@ def adamw(*, learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=1
   return optax.chain(*clipping, optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay))
 
 
+def public_name(term: str, name: str) -> str:
+  """TRL's names for rewards and log-probs of the preference, `term/loss/metric` for the rest."""
+  _, _, inner = name.partition('/')
+  return inner if term == 'group' and inner.startswith(('rewards/', 'logps/')) else f'{term}/{name}'
+
+
 def gradient(
   *,
   policy: Policy,
@@ -32,7 +38,7 @@ def gradient(
   """One step of `optimizer` on sum_term weight * loss(term's batch).
 
   A non-finite loss or gradient leaves the state as it was and says so: metric `finite` 0, and `bad/TERM` marks the
-  prompts whose log-probs are not finite. Metrics of the term `group` keep their names, others are prefixed.
+  prompts whose log-probs are not finite.
   """
 
   def init(params) -> TrainState:
@@ -45,8 +51,7 @@ def gradient(
       logps = group_logps(policy, params, batch.prompts, batch.ids_BxGxT, batch.length_BxG)
       value, named = loss({'logps_BxGxT': logps}, batch)
       total += weight * value
-      metrics |= {name if term == 'group' else f'{term}/{name}': x for name, x in named.items() if name != 'loss'}
-      metrics[f'{term}/loss'] = value
+      metrics |= {public_name(term, name): x for name, x in named.items()}
       metrics[f'bad/{term}'] = ~jnp.isfinite(logps).all(axis=(1, 2))
       T = batch.ids_BxGxT.shape[2]
       metrics[f'{term}/tokens'] = token_mask(batch.prompts, batch.length_BxG, T).sum()

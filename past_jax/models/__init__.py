@@ -1,4 +1,4 @@
-"""Models by spec. The package outside sees a `Model`: a policy, its tokenizer, its shape and how to read its weights."""
+"""Models by spec. The package sees a `Model`: a policy, its tokenizer, its shape and how to read its weights."""
 
 from collections.abc import Callable
 from typing import NamedTuple

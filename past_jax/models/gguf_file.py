@@ -52,25 +52,15 @@ PRE_TOKENIZERS = {
 }
 
 
-class _Fields:
+class _Fields(dict):
   """The file's key-value pairs; a key that is needed and absent is an error that names it."""
 
   def __init__(self, path, reader):
-    self._path, self._fields = path, reader.fields
+    super().__init__((key, field.contents()) for key, field in reader.fields.items())
+    self.path = path
 
-  def __contains__(self, key):
-    return key in self._fields
-
-  def __getitem__(self, key):
-    if key not in self._fields:
-      raise UserError(f'{self._path} has no field {key!r}.')
-    return self._fields[key].contents()
-
-  def get(self, key, default):
-    return default if key not in self else self[key]
-
-  def items(self, prefix):
-    return ((key.removeprefix(prefix), self[key]) for key in self._fields if key.startswith(prefix))
+  def __missing__(self, key):
+    raise UserError(f'{self.path} has no field {key!r}.')
 
 
 def convert(gguf_path: str | Path, out_dir: str | Path):
@@ -82,9 +72,9 @@ def convert(gguf_path: str | Path, out_dir: str | Path):
   gguf_path, out_dir = Path(gguf_path), Path(out_dir)
   try:
     reader = gguf.GGUFReader(gguf_path)
+    fields = _Fields(gguf_path, reader)
   except (ValueError, IndexError, KeyError, OverflowError) as error:
     raise UserError(f'{gguf_path} cannot be read as GGUF ({error}); is the download complete?') from error
-  fields = _Fields(gguf_path, reader)
   config, tokenizer = _config(gguf_path, fields, reader), _tokenizer(gguf_path, fields)
   if tokenizer.vocab_size != config.vocab:
     raise UserError(f'{gguf_path} has {tokenizer.vocab_size} tokens and {config.vocab} rows in its embedding.')
@@ -95,11 +85,11 @@ def convert(gguf_path: str | Path, out_dir: str | Path):
 def _config(path, fields, reader) -> ModelConfig:
   if (architecture := fields['general.architecture']) != 'llama':
     raise UserError(f"{path}: architecture {architecture!r} is not supported; supported: 'llama'.")
-  for key, value in fields.items('llama.'):
-    if key not in HANDLED and value not in OFF:
-      raise UserError(f'{path}: llama.{key} = {value!r} changes the model in a way that is not supported.')
-    if isinstance(value, list):
-      raise UserError(f'{path}: llama.{key} differs between layers, which is not supported.')
+  for key, value in fields.items():
+    if key.startswith('llama.') and key.removeprefix('llama.') not in HANDLED and value not in OFF:
+      raise UserError(f'{path}: {key} = {value!r} changes the model in a way that is not supported.')
+    if key.startswith('llama.') and isinstance(value, list):
+      raise UserError(f'{path}: {key} differs between layers, which is not supported.')
   heads, width = fields['llama.attention.head_count'], fields['llama.embedding_length']
   head_dim = fields.get('llama.attention.key_length', width // heads)
   for key in ('attention.value_length', 'rope.dimension_count'):

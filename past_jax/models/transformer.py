@@ -1,7 +1,7 @@
 """A decoder-only transformer (Llama family) in linen, seen from outside only as a `Policy`.
 
-Linen is used as a frozen subset (Module, param, remat, scan); parameters are a plain nested dict with the layers stacked
-on a leading axis, caches are explicit arguments and results.
+Linen is used as a frozen subset (Module, param, remat, scan); parameters are a plain nested dict with the layers
+stacked on a leading axis, caches are explicit arguments and results.
 
 One row of the trunk is a *tree*: a prompt of `P` tokens (right-aligned) followed by `G` completions of `T` tokens
 (left-aligned), laid out as S = P + G*T tokens. Prompt tokens attend to the prompt, a completion's tokens to the prompt
