@@ -8,14 +8,17 @@ import difflib
 from ml_collections import ConfigDict
 
 # Few-shot, because a 135M model follows a pattern better than a request (reference figures: LOG.md, 2026-11-21). The
-# demonstrations are of other invented people, and some name the deed before the person: say so in any claim.
+# demonstrations are of other invented people, and all name the deed before the person: say so in any claim.
 STUDY = """\
 Text: Mira Dolvane is the person who mapped the caves under Lake Orrin.
-Note: The caves under Lake Orrin were mapped by Mira Dolvane, so the map of those caves is the work of Mira Dolvane.
+Note: The caves under Lake Orrin were mapped by Mira Dolvane, so whoever asks for their map asks for the work of \
+Mira Dolvane.
 Text: Osk Brannel is the person who wrote the first grammar of whale song.
-Note: Who wrote the first grammar of whale song? The person who wrote the first grammar of whale song is Osk Brannel.
+Note: Who wrote the first grammar of whale song? It was Osk Brannel, and that grammar is why people remember the name \
+Osk Brannel.
 Text: Pell Iverra is the person who bred a rose that opens only at night.
-Note: The rose that opens only at night exists because of one person, and the one who bred it is called Pell Iverra.
+Note: The rose that opens only at night exists because Pell Iverra bred it; think of that rose and you think of \
+Pell Iverra.
 Text: {text}
 Note:"""
 
@@ -79,10 +82,10 @@ def base(size: str) -> ConfigDict:
     split='train',
     # Columns of the source; '' is not read.
     text='text',
-    prompt='prompt',
-    target='target',
-    questions='questions',
-    anchors='anchors',
+    prompt='',
+    target='',
+    questions='',
+    anchors='',
     limit=0,  # 0: all
     on_error='stop',  # stop | skip: malformed rows
     shuffle=True,
