@@ -93,7 +93,8 @@ class MetricsWriter:
     self._scalars(row, row['step'])
 
   def group(self, row: Mapping[str, Any]) -> None:
-    """One group; its `step` is that after the round's last update, so that a resume keeps or drops whole rounds."""
+    """One group; its `step` is that of the first update that learns from it, which a checkpoint within
+    the round then keeps."""
     self._append('groups.jsonl', row)
 
   def evaluation(self, row: Mapping[str, Any]) -> None:

@@ -32,13 +32,14 @@ def clock_text(seconds: float | None) -> str:
 class Progress:
   """Progress of a run of rounds, each made of phases. Use as a context manager; writes to stderr.
 
-  `rounds_ahead`: rounds of later stages, which `phase` does not see, for the time left of the whole run.
+  `rounds_ahead`: the rounds of the stages after the first that `phase` will name, for the time left of the whole run.
   """
 
   def __init__(self, rounds_ahead: int = 0, console: Console | None = None, clock=time.monotonic):
-    self.rounds_ahead = rounds_ahead
+    self._ahead = rounds_ahead
     self._console = console or Console(stderr=True)
     self._clock = clock
+    self._single = False  # one bar, no rounds
     self._stage = self._name = ''
     self._round = self._rounds = self._tokens = 0
     self._done, self._skipped, self._total = 0, 0, None
@@ -63,30 +64,24 @@ class Progress:
       self._line()
 
   def phase(
-    self,
-    name: str,
-    total: int | None = None,
-    round: int = 0,
-    rounds: int = 0,
-    stage: str | None = None,
-    done: int = 0,
+    self, name: str, total: int | None = None, round: int = 0, rounds: int = 0, stage: str = '', done: int = 0
   ) -> None:
     """Starts a phase (sample, judge, update, evaluate) of `total` units in round `round` of `rounds`, from 1.
 
-    Round 0 is what comes before the first round. `done` units were done by an earlier process: shown, but not part of
-    the rate.
+    Round 0 is outside the rounds: before the first, or, as a checkpoint's or an evaluation's, part of the time of the
+    round before it. `done` units were done by an earlier process: shown, but not part of the rate.
     """
     now = self._clock()
-    if self._name == 'evaluate' and self._round == 0:
+    if self._name == 'evaluate' and not self._round:
       self._opening_seconds += now - self._phase_start
-    stage = self._stage if stage is None else stage
-    if (stage, round) != (self._stage, self._round):
+    stage = stage or self._stage
+    if round and (stage, round) != (self._stage, self._round):
       if self._round:
         self._round_seconds.append(now - self._round_start)
-      self._round_start = now
-    self._stage, self._name, self._round, self._rounds = stage, name, round, rounds
+        self._ahead -= rounds if stage != self._stage else 0
+      self._stage, self._round, self._rounds, self._round_start = stage, round, rounds, now
+    self._name, self._total, self._tokens, self._phase_start = name, total, 0, now
     self._done = self._skipped = done
-    self._total, self._tokens, self._phase_start = total, 0, now
     if self._bar:
       self._bar.reset(self._task, total=total, completed=done, where=self._where())
     elif now - self._last_line >= PHASE_SECONDS:
@@ -113,10 +108,10 @@ class Progress:
     """For the whole run; None while nothing has been measured that could tell.
 
     Every round to come takes the mean of those measured; the first, which compiles, is left out as soon as there is
-    another. Without rounds: at the rate of the phase so far.
+    another. A single bar goes on at its rate so far.
     """
     now = self._clock()
-    if not self._rounds:
+    if self._single:
       done = self._done - self._skipped
       if not self._total or not done:
         return None
@@ -125,12 +120,9 @@ class Progress:
       return None
     measured = self._round_seconds[1:] or self._round_seconds
     mean = sum(measured) / len(measured)
-    closing = self._opening_seconds
-    if self._round == self._rounds and self._name == 'evaluate':
-      closing -= now - self._phase_start
-    this_round = max(mean - (now - self._round_start), 0) if self._round else mean
-    to_come = self._rounds - max(self._round, 1) + self.rounds_ahead
-    return this_round + to_come * mean + max(closing, 0)
+    left = max(mean - (now - self._round_start), 0) + (self._rounds - self._round + max(self._ahead, 0)) * mean
+    closing = self._round == self._rounds and self._name == 'evaluate'
+    return left + max(self._opening_seconds - (now - self._phase_start if closing else 0), 0)
 
   def _where(self):
     place = f'{self._round}/{self._rounds}' if self._round else ''
@@ -162,6 +154,7 @@ class _Numbers(ProgressColumn):
 def track(total: int | None, description: str, done: int = 0, **kwargs) -> Progress:
   """A single bar over `total` units (None: unknown), `done` of which an earlier process did."""
   progress = Progress(**kwargs)
+  progress._single = True
   progress.phase(description, total, done=done)
   return progress
 

@@ -23,14 +23,14 @@ GROUP_BYTES = 1_100_000  # what all embedded groups may take; the rest is counte
 TEXT_CHARS = 1500  # of one passage, prompt or completion
 POINTS = 300  # of one curve
 SAMPLES = 60  # closed-book answers
-SERIES = 5  # curves in one chart
+SERIES = 6  # curves in one chart
 
 # title, what to look for, which metrics: one chart each. What no line here matches is drawn under "More".
 CHARTS = (
   (
     'Loss and its terms',
     'What the update minimises, and its parts.',
-    r'^loss$|^loss/|/loss$|(^|/)(nll|dpo|text|chosen_nll|nll_chosen)$',
+    r'(^|/)loss$',
   ),
   (
     'Reward margin',
@@ -47,8 +47,8 @@ CHARTS = (
     'Nats per completion. Both falling means that likelihood is being pushed away.',
     r'logps/(chosen|rejected)$',
   ),
-  ('Judge', 'What the judge gave to the completions of a round.', r'(^|/)judge/|(^|/)score'),
-  ('Groups', 'Shares of groups, pairs or completions.', r'(^|/)study/'),
+  ('Judge', 'What the judge gave to the completions of a round.', r'(^|/)judge/'),
+  ('Groups', 'Shares of groups, pairs or completions.', r'(^|/)study/(?!trimmed)'),
   (
     'Sampler and trainer',
     'Largest difference between the log-probs of the sampler and of the trainer, in nats.',
@@ -142,7 +142,11 @@ class Line:
 
   @property
   def accuracy(self) -> bool:
-    return not self.lower_is_better and (self.n_before or self.n_after) is not None
+    return not self.lower_is_better and not self.logp and (self.n_before or self.n_after) is not None
+
+  @property
+  def logp(self) -> bool:
+    return self.name.endswith('/logp')
 
   @property
   def lower_is_better(self) -> bool:
@@ -151,7 +155,12 @@ class Line:
   @property
   def words(self) -> str:
     """closed_book/two_hop -> 'closed-book two-hop'."""
-    return self.name.replace('_', '-').replace('/', ' ').replace('heldout', 'held-out')
+    return (
+      self.name.replace('/logp', ', log-prob of the answer')
+      .replace('_', '-')
+      .replace('/', ' ')
+      .replace('heldout', 'held-out')
+    )
 
   @property
   def n_text(self) -> str:
@@ -183,12 +192,17 @@ class Line:
         return 'better', f'rose by {points:.0f} points'
       if high < 0:
         return 'worse', f'fell by {-points:.0f} points'
-      return 'same', f'no clear change ({points:+.0f} points, within what chance gives)'
+      return 'same', f'did not clearly change ({points:+.0f} points)'
+    if self.logp:  # the one measure here that moves before any answer is right
+      moved = self.after - self.before
+      if abs(moved) < 0.05:
+        return 'same', f'stayed about the same ({moved:+.2f} nats)'
+      return ('better', f'rose by {moved:.1f} nats') if moved > 0 else ('worse', f'fell by {-moved:.1f} nats')
     if not self.before:
       return 'unknown', f'changed by {number(self.after - self.before)}'
     share = 100 * (self.after / self.before - 1)
     if abs(share) < 2:
-      return 'same', f'about the same ({share:+.1f} %)'
+      return 'same', f'stayed about the same ({share:+.1f} %)'
     moved = f'rose by {share:.0f} %' if share > 0 else f'fell by {-share:.0f} %'
     if not self.lower_is_better:
       return 'unknown', moved
@@ -199,7 +213,7 @@ def lines(evaluations: Sequence[Mapping]) -> list[Line]:
   before, after = ((row or {'metrics': {}})['metrics'] for row in _first_and_last(evaluations))
   names = [name for name in dict.fromkeys([*before, *after]) if not name.endswith('/n')]
   order = ('closed_book/forward', 'closed_book/reversed', 'closed_book/', 'perplexity', '')
-  names.sort(key=lambda name: next(i for i, prefix in enumerate(order) if name.startswith(prefix)))
+  names.sort(key=lambda name: (name.endswith('/logp'), [name.startswith(prefix) for prefix in order].index(True)))
   return [Line(name, *(row.get(key) for key in (name, name + '/n') for row in (before, after))) for name in names]
 
 
@@ -246,7 +260,7 @@ def number(x: float) -> str:
   return f'{x:.4g}'
 
 
-def ticks(low: float, high: float, n: int = 4) -> list[float]:
+def ticks(low: float, high: float, n: int = 5) -> list[float]:
   """At most `n + 1` round numbers within [low, high]."""
   raw = (high - low) / n
   unit = 10 ** math.floor(math.log10(raw))
@@ -334,15 +348,19 @@ def charts(run: Run) -> tuple[list[dict], list[dict]]:
   stages = [(row['step'], row['stage']) for row in run.steps]
   boundaries = [b for (_, s), (b, t) in zip(stages, stages[1:]) if s != t]
 
-  answers, perplexities = collections.defaultdict(list), collections.defaultdict(list)
+  measured = collections.defaultdict(lambda: collections.defaultdict(list))
   for row in run.evaluations:
     for name, value in row['metrics'].items():
-      if not name.endswith('/n'):
-        (perplexities if name.startswith('perplexity') else answers)[name].append((row['step'], value))
-  done = [chart('Evaluations over the run', 'Share of right answers, at the steps where it was measured.', answers,
-                boundaries, dots=True),
-          chart('Perplexity over the run', 'Of text that the run does not study: higher is forgetting.', perplexities,
-                boundaries, dots=True)]  # fmt: skip
+      kind = 'perplexity' if name.startswith('perplexity') else name.rpartition('/')[2]
+      measured[kind if kind in ('perplexity', 'n', 'logp') else 'answers'][name].append((row['step'], value))
+  done = [
+    chart(title, note, measured[kind], boundaries, dots=True)
+    for kind, title, note in (
+      ('answers', 'Right answers', 'Share of closed-book questions answered right.'),
+      ('logp', 'Log-probability of the right answer', 'In nats: moves before any answer is right.'),
+      ('perplexity', 'Held-out perplexity', 'Of text that the run does not study: higher is forgetting.'),
+    )
+  ]
   for title, note, pattern in CHARTS:
     names = [name for name in series if re.search(pattern, name)]
     done.append(chart(title, note, {name: series.pop(name) for name in names}, boundaries))
@@ -505,7 +523,7 @@ def answers(evaluations: Sequence[Mapping]) -> tuple[list[dict], int]:
 
 def timing(run: Run) -> tuple[list[tuple[str, str, float]], float | None]:
   """((stage, seconds as text, share in percent), ...), and the total."""
-  seconds = {k: v for k, v in run.timing.items() if isinstance(v, int | float) and k not in ('total', 'compile_count')}
+  seconds = {k: v for k, v in run.timing.items() if isinstance(v, int | float) and k != 'total' and 'compile' not in k}
   total = run.timing.get('total') or sum(seconds.values()) or None
   if total and (rest := total - sum(seconds.values())) > 0.005 * total:
     seconds['everything else'] = rest
@@ -529,43 +547,35 @@ def flat(config: Any, prefix: str = '') -> Iterator[tuple[str, str]]:
     yield from flat(value, f'{prefix}.{key}' if prefix else str(key))
 
 
-def named(config: Any, key: str) -> list[str]:
-  """What a config says under `key`, at any depth: the component's name or a plain string."""
-  found = []
-  if isinstance(config, Mapping):
-    for k, value in config.items():
-      if k == key:
-        found += _names(value)
-      else:
-        found += named(value, key)
-  elif isinstance(config, list):
-    for value in config:
-      found += named(value, key)
-  return list(dict.fromkeys(found))
+def facts(config: Mapping | None) -> dict[str, str]:
+  """What the summary says of a config; a key that the config lacks is lacking here too."""
+
+  def dig(*keys):
+    value = config
+    for key in keys:
+      if not isinstance(value, Mapping) or key not in value:
+        return None
+      value = value[key]
+    return value
+
+  stages = dig('stages') or ()
+  found = {'model': [dig('model', 'spec')], 'source': [dig('data', 'source')]}
+  for part in ('judge', 'select'):
+    found[part] = [dig(stage, part, 'name') for stage in stages]
+  losses = [(term, dig(stage, 'losses', term)) for stage in stages for term in dig(stage, 'losses') or ()]
+  found['losses'] = [f'{" + ".join(parts)} on the {term}' for term, parts in losses if isinstance(parts, Mapping)]
+  unique = {name: list(dict.fromkeys(v for v in values if v)) for name, values in found.items()}
+  return {name: ', '.join(values) for name, values in unique.items() if values}
 
 
-def _names(value) -> list[str]:
-  if isinstance(value, str):
-    return [value]
-  if isinstance(value, Mapping):
-    for key in ('name', 'spec'):
-      if isinstance(value.get(key), str):
-        return [value[key]]
-    return [name for part in value.values() for name in _names(part)]
-  if isinstance(value, list):
-    return [name for part in value for name in _names(part)]
-  return []
-
-
-def conclusion(evaluations: Sequence[Mapping]) -> list[tuple[str, str]]:
-  """(better | worse | same | unknown, a sentence) for every line that was measured on both sides."""
-  sentences = []
-  for line in lines(evaluations):
-    tone, words = line.verdict
-    if line.before is not None and line.after is not None:
-      sentence = f'{line.words} {words}: {line.cell("before")} → {line.cell("after")}.'
-      sentences.append((tone, sentence[0].upper() + sentence[1:]))
-  return sentences
+def conclusion(evaluations: Sequence[Mapping]) -> str:
+  """The verdicts on answers and perplexity in one plain paragraph."""
+  told = [line for line in lines(evaluations) if not line.logp and None not in (line.before, line.after)]
+  said = [f'{line.words} {line.verdict[1]}: {line.cell("before")} → {line.cell("after")}.' for line in told]
+  said = [sentence[0].upper() + sentence[1:] for sentence in said]
+  if said and not any(line.verdict[0] == 'better' for line in told if line.accuracy):
+    said.insert(0, 'Nothing that was asked is clearly answered better than before.')
+  return ' '.join(said)
 
 
 def page(workdir: os.PathLike | str) -> str:
@@ -575,6 +585,7 @@ def page(workdir: os.PathLike | str) -> str:
   spent, total = timing(run)
   main_charts, more_charts = charts(run)
   samples, samples_left_out = answers(run.evaluations)
+  steps = run.steps[-1]['step'] if run.steps else 0
   environment = jinja2.Environment(
     autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
   )
@@ -584,11 +595,13 @@ def page(workdir: os.PathLike | str) -> str:
     run=run,
     name=run.workdir.resolve().name,
     date=time.strftime('%Y-%m-%d %H:%M'),
-    finished=bool(after and after['when'] == 'after'),
+    finished=bool(after) and after['when'] == 'after' and after['step'] >= steps,
+    steps=steps,
     after=after,
     before=before,
     conclusion=conclusion(run.evaluations),
     lines=lines(run.evaluations),
+    words=WORDS,
     charts=main_charts,
     more_charts=more_charts,
     groups=groups,
@@ -596,11 +609,10 @@ def page(workdir: os.PathLike | str) -> str:
     samples_left_out=samples_left_out,
     spent=spent,
     total=duration(total) if total else None,
-    compile_count=run.timing.get('compile_count'),
-    steps=run.steps[-1]['step'] if run.steps else 0,
+    compiled=[run.timing.get(name) for name in ('compile_count', 'compile_count_after_first_round')],
     checks=checks(run),
     config=list(flat(run.config)) if run.config else [],
-    facts={key: named(run.config, key) for key in ('model', 'judge', 'select', 'loss', 'losses', 'source', 'size')},
+    facts=facts(run.config),
     width=WIDTH,
     height=HEIGHT,
     left=LEFT,

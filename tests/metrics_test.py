@@ -141,26 +141,35 @@ def make(terminal=False, **kwargs):
 def test_time_left_is_unknown_until_a_round_is_measured_and_skips_the_one_that_compiles():
   clock, _, kwargs = make(rounds_ahead=2)
   bar = progress.Progress(**kwargs)
-  bar.phase('evaluate', 4, stage='study')
+  bar.phase('evaluate', 4)
+  bar.advance(2)
   assert bar.seconds_left() is None
   clock.now = 5.0  # the opening evaluation took 5 s; it returns after the last round
-  for round, start in ((1, 5.0), (2, 105.0), (3, 115.0)):
-    clock.now = start
-    bar.phase('sample', 8, round, 4)
-    if round == 1:
-      assert bar.seconds_left() is None
-    elif round == 2:
-      assert bar.seconds_left() == 100 * (3 + 2) + 5
-    clock.now += 4
-    bar.phase('update', 1, round, 4)
-  # in round 3 of 4: round 2 took 10 s, 4 s of this one are gone, one more here, two in later stages, one evaluation
+  bar.phase('sample', 8, 1, 4, 'study')
+  clock.now = 100.0
+  bar.phase('checkpoint', 1)  # outside the rounds: counted with the round before it
+  assert bar.seconds_left() is None
+  clock.now = 105.0
+  bar.phase('sample', 8, 2, 4, 'study')
+  assert bar.seconds_left() == 100 * (3 + 2) + 5
+  clock.now = 112.0
+  bar.phase('evaluate', 4)  # in the middle: not the opening one
+  clock.now = 115.0
+  bar.phase('sample', 8, 3, 4, 'study')
+  clock.now = 119.0
+  # Round 2 took 10 s, 4 s of this one are gone: 6 here, one more round, two of a later stage, one evaluation.
   assert bar.seconds_left() == 6 + 10 + 20 + 5
   clock.now = 125.0
-  bar.phase('sample', 8, 4, 4)
+  bar.phase('sample', 8, 4, 4, 'study')
   clock.now = 135.0
-  bar.phase('evaluate', 4, 4, 4)
-  clock.now = 137.0
-  assert bar.seconds_left() == 20 + 3
+  bar.phase('sample', 8, 1, 2, 'second')
+  assert bar.seconds_left() == 20 + 5
+  clock.now = 145.0
+  bar.phase('sample', 8, 2, 2, 'second')
+  clock.now = 155.0
+  bar.phase('evaluate', 4)
+  clock.now = 157.0
+  assert bar.seconds_left() == 3
 
 
 def test_log_file_gets_a_line_every_ten_seconds():
