@@ -93,12 +93,12 @@ def base(size: str) -> ConfigDict:
     replay='general',  # general | '': texts to replay against forgetting
   )
   c.view = dict(
-    instruction=STUDY,
+    instruction='Text: {text}\nNote:' if tiny else STUDY,
     train_view='none',  # same | instruction | none: what a completion is trained under
     train_instruction='Note:',
     chat=False,
-    prompt_length=96 if tiny else 192,
-    text_length=64 if tiny else 32,
+    prompt_length=112 if tiny else 192,
+    text_length=96 if tiny else 32,
     anchors=0,  # given completions per prompt
   )
   c.optimizer = dict(

@@ -60,7 +60,7 @@ def get_config(arg=''):
     replay_length=64,
   )
   if a.judge == 'likelihood_gain' and tiny:
-    c.study.judge.target_length = 64
+    c.study.judge.target_length = c.view.text_length
   common.choose({'past': 0, 'raw': 0}, 'arm', a.arm)
   if a.arm == 'raw':
     del c.study.losses['group']

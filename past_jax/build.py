@@ -87,7 +87,8 @@ def problems_of(table: Mapping[str, Callable], config: Mapping, where: str, igno
   if strange := sorted(given - set(takes)):
     hint = 'Pick it by the config argument instead (e.g. :judge=NAME), which sets its keys. '
     out.append(f'{where}: {name!r} does not take {strange}; it takes {sorted(takes)}. {hint}')
-  missing = [k for k, p in takes.items() if p.default is p.empty and k not in given and p.kind is p.KEYWORD_ONLY]
+  required = [k for k, p in takes.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
+  missing = [k for k in required if k not in given and k not in ignore]
   if missing:
     out.append(f'{where}: {name!r} also needs {missing}.')
   return out
@@ -159,7 +160,7 @@ def check(config, devices: int) -> list[str]:
   for key, value in (('data.replay', config.data.replay), ('eval.heldout', config.eval.heldout)):
     if value not in ('general', ''):
       out.append(f"config.{key}={value!r}: choose 'general' or '' (none).")
-  out += problems_of(OPTIMIZERS, config.optimizer, 'config.optimizer', ('lr', 'warmup', 'end', 'learning_rate'))[:1]
+  out += problems_of(OPTIMIZERS, config.optimizer, 'config.optimizer', ('lr', 'warmup', 'end', 'learning_rate'))
   multiple('eval.chunk', config.eval.chunk, ways, 'mesh data x fsdp')
   multiple('eval.heldout_chunk', config.eval.heldout_chunk, ways, 'mesh data x fsdp')
   if not config.stages:
