@@ -1,0 +1,17 @@
+"""Judges by name. A judge scores the completions of a group; higher is better and NaN abstains."""
+
+from past_jax.judges.controls import constant, random
+from past_jax.judges.likelihood import length_normalised, likelihood
+from past_jax.judges.likelihood_gain import likelihood_gain
+from past_jax.judges.preference import preference
+from past_jax.judges.text import text
+
+TABLE = {
+  'likelihood': likelihood,
+  'length_normalised': length_normalised,
+  'likelihood_gain': likelihood_gain,
+  'text': text,
+  'preference': preference,
+  'random': random,
+  'constant': constant,
+}

@@ -1,0 +1,37 @@
+"""How likely a frozen model finds a completion: self-reward for sharpening (arXiv 2412.01951, section 2)."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from past_jax.judges.rows import scorer
+from past_jax.logps import token_mask
+from past_jax.types import Judge, Judgement, Policy
+
+
+def likelihood(role: str = 'base', chunk: int = 16, *, policy: Policy) -> Judge:
+  """Score: log p(completion | the group's own prompt) in nats under the frozen `role`, end token included.
+
+  A completion without a predicted token (empty) abstains. `chunk`: completions per device call, in whole groups.
+  """
+  return _judge(role, chunk, policy, per_token=False)
+
+
+def length_normalised(role: str = 'base', chunk: int = 16, *, policy: Policy) -> Judge:
+  """As `likelihood`, divided by the number of predicted tokens: nats per token."""
+  return _judge(role, chunk, policy, per_token=True)
+
+
+def _judge(role, chunk, policy, per_token):
+  scorers = {}  # by G: groups are scored whole, so that a prompt is computed once
+
+  def score(weights, key, group, examples) -> Judgement:
+    del key, examples
+    G, T = group.ids_BxGxT.shape[1:]
+    if G not in scorers:
+      scorers[G] = scorer(policy, max(1, chunk // G))
+    logps = scorers[G](weights[role], group.prompts, group.ids_BxGxT, group.length_BxG)
+    tokens = np.asarray(token_mask(group.prompts, group.length_BxG, T)).sum(-1)
+    total = logps.sum(-1, dtype=np.float64) / (np.maximum(tokens, 1) if per_token else 1)
+    return Judgement(jnp.asarray(np.where(tokens > 0, total, np.nan), jnp.float32))
+
+  return Judge(score)

@@ -1,0 +1,207 @@
+"""Selects: from scores to what an update learns from. All are pure, keep static shapes and put weight 0 on the rest.
+
+A member is *valid* when its score is finite and it has tokens. Pairs of equal score, and of identical completions,
+carry no preference and weigh 0. Members in `members_BxM` are distinct.
+"""
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from past_jax.types import Group, Judgement, Metrics, Select, Selection, UserError
+
+
+def pick(x_BxG, index_BxJ):
+  return jnp.take_along_axis(x_BxG, index_BxJ, axis=1)
+
+
+def valid_members(group: Group, score_BxG):
+  return jnp.isfinite(score_BxG) & (group.length_BxG > 0)
+
+
+def identical(group: Group, i_BxJ, j_BxJ):
+  """bool_BxJ: members i and j have the same tokens."""
+  rows = lambda index: jnp.take_along_axis(group.ids_BxGxT, index[:, :, None], axis=1)
+  length = pick(group.length_BxG, i_BxJ)
+  beyond = jnp.arange(group.ids_BxGxT.shape[2])[None, None] >= length[:, :, None]
+  return (length == pick(group.length_BxG, j_BxJ)) & (beyond | (rows(i_BxJ) == rows(j_BxJ))).all(-1)
+
+
+def win_rate(wins_BxGxG):
+  """score_BxG: mean probability of beating another member. NaN entries are pairs not judged; NaN if none was."""
+  G = wins_BxGxG.shape[1]
+  judged = jnp.isfinite(wins_BxGxG) & ~jnp.eye(G, dtype=bool)[None]
+  count = judged.sum(-1)
+  mean = jnp.where(judged, wins_BxGxG, 0.0).sum(-1) / jnp.maximum(count, 1)
+  return jnp.where(count > 0, mean, jnp.nan)
+
+
+def _best(value_BxG, banned_BxG):
+  """int32_Bx1: where the value is largest, `banned` members out of the question."""
+  return jnp.argmax(jnp.where(banned_BxG, -jnp.inf, value_BxG), axis=1, keepdims=True).astype(jnp.int32)
+
+
+def _one_hot(index_Bx1, G):
+  return jnp.arange(G)[None] == index_Bx1
+
+
+def best_vs(other: Literal['random', 'worst'] = 'random', nll: Literal['chosen', 'none'] = 'chosen') -> Select:
+  """One pair per prompt: the best member against a random one of the other valid ones (arXiv 2310.16944), or the worst.
+
+  The best has row weight 1 (`nll='chosen'`), also where no pair can be formed. Of equal best scores the first counts.
+
+  Raises:
+    UserError: an unknown `other` or `nll`.
+  """
+  _choice('other', other, ('random', 'worst'))
+  _choice('nll', nll, ('chosen', 'none'))
+  least = jnp.finfo(jnp.float32).min  # below every valid member, above a banned one
+
+  def select(key, group: Group, judgement: Judgement) -> Selection:
+    B, G = group.length_BxG.shape
+    valid = valid_members(group, judgement.score_BxG)
+    score = jnp.where(valid, judgement.score_BxG, 0.0)
+    chosen = _best(jnp.where(valid, score, least), jnp.zeros_like(valid))
+    lot = jax.random.uniform(key, (B, G)) if other == 'random' else -score
+    rejected = _best(jnp.where(valid, lot, least), _one_hot(chosen, G))
+    weight = pick(valid, chosen) & pick(valid, rejected) & (pick(score, chosen) > pick(score, rejected))
+    weight &= ~identical(group, chosen, rejected)
+    row = _one_hot(chosen, G) & valid if nll == 'chosen' else jnp.zeros_like(valid)
+    return Selection(
+      chosen_BxJ=chosen,
+      rejected_BxJ=rejected,
+      pair_weight_BxJ=weight.astype(jnp.float32),
+      row_weight_BxG=row.astype(jnp.float32),
+      score_BxG=score,
+      members_BxM=jnp.concatenate([chosen, rejected], axis=1)[:, : min(G, 2)],
+    )
+
+  return select
+
+
+def all_pairs(margin: float = 0.0, normalise: bool = False, nll: Literal['chosen', 'none'] = 'chosen') -> Select:
+  """All J = G(G-1)/2 pairs of a group, the higher score chosen; weight 1 where the scores differ by more than `margin`.
+
+  Args:
+    margin: in the judge's unit, at least 0.
+    normalise: a prompt's pair weights sum to 1 (if it has any): prompts count the same however many pairs differ.
+    nll: as in `best_vs`: the best member has row weight 1, or none has.
+
+  Raises:
+    UserError: a negative margin, under which ties would count as preferences.
+  """
+  _choice('nll', nll, ('chosen', 'none'))
+  if not margin >= 0:
+    raise UserError(f'select.margin={margin}: give a number of at least 0.')
+
+  def select(key, group: Group, judgement: Judgement) -> Selection:
+    del key
+    B, G = group.length_BxG.shape
+    valid = valid_members(group, judgement.score_BxG)
+    score = jnp.where(valid, judgement.score_BxG, 0.0)
+    i, j = (jnp.broadcast_to(jnp.asarray(x, jnp.int32)[None], (B, len(x))) for x in np.triu_indices(G, 1))
+    first = pick(score, i) >= pick(score, j)
+    chosen, rejected = jnp.where(first, i, j), jnp.where(first, j, i)
+    weight = pick(valid, i) & pick(valid, j) & (pick(score, chosen) - pick(score, rejected) > margin)
+    weight = (weight & ~identical(group, i, j)).astype(jnp.float32)
+    if normalise:
+      weight /= jnp.maximum(weight.sum(1, keepdims=True), 1.0)
+    best = _best(score, ~valid)
+    row = _one_hot(best, G) & valid if nll == 'chosen' else jnp.zeros_like(valid)
+    return Selection(
+      chosen_BxJ=chosen,
+      rejected_BxJ=rejected,
+      pair_weight_BxJ=weight,
+      row_weight_BxG=row.astype(jnp.float32),
+      score_BxG=score,
+      members_BxM=jnp.broadcast_to(jnp.arange(G, dtype=jnp.int32)[None], (B, G)),
+    )
+
+  return select
+
+
+def top_k(k: int = 1, above: float = -math.inf) -> Select:
+  """Row weight 1 for the k best valid members with a score over `above` (ReST-EM, best-of-N); no pairs.
+
+  Raises:
+    UserError: k below 1.
+  """
+  if k < 1:
+    raise UserError(f'select.k={k}: give at least 1.')
+
+  def select(key, group: Group, judgement: Judgement) -> Selection:
+    del key
+    valid = valid_members(group, judgement.score_BxG)
+    score = jnp.where(valid, judgement.score_BxG, 0.0)
+    order = jnp.argsort(jnp.where(valid, -score, jnp.inf), axis=1, stable=True).astype(jnp.int32)[:, :k]
+    among = (order[:, :, None] == jnp.arange(score.shape[1])[None, None]).any(1)
+    return _rows_only(score, valid & among & (score > above), order)
+
+  return select
+
+
+def everything() -> Select:
+  """Row weight 1 for every valid member; no pairs."""
+
+  def select(key, group: Group, judgement: Judgement) -> Selection:
+    del key
+    valid = valid_members(group, judgement.score_BxG)
+    members = jnp.broadcast_to(jnp.arange(valid.shape[1], dtype=jnp.int32)[None], valid.shape)
+    return _rows_only(jnp.where(valid, judgement.score_BxG, 0.0), valid, members)
+
+  return select
+
+
+def _rows_only(score_BxG, row_BxG, members_BxM) -> Selection:
+  none = jnp.zeros((score_BxG.shape[0], 0), jnp.int32)
+  return Selection(none, none, none.astype(jnp.float32), row_BxG.astype(jnp.float32), score_BxG, members_BxM)
+
+
+def _choice(name, value, options):
+  if value not in options:
+    raise UserError(f'select.{name}={value!r}: choose one of {", ".join(options)}.')
+
+
+def summary(group: Group, selection: Selection, judgement: Judgement) -> Metrics:
+  """What a round's selection looked like; a share of nothing is 0.
+
+  study/chosen_from_policy  of the members learned from (by row weight, or chosen in a weighted pair), share that was
+                            sampled from a model, the others being given
+  study/ties                of the selection's pairs, share of two valid, different completions with equal scores
+  study/identical           of the selection's pairs, share of two valid members with the same tokens
+  study/truncated, finished of the members that have tokens, share not ended and ended by an end token
+  study/abstained           of the members that have tokens, share without a finite score
+  judge/score_mean, judge/NAME_mean  mean over finite scores, and over finite values of the judgement's info
+  """
+  chosen, rejected, weight = selection.chosen_BxJ, selection.rejected_BxJ, selection.pair_weight_BxJ
+  present = group.length_BxG > 0
+  valid = valid_members(group, judgement.score_BxG)
+  members = jnp.arange(present.shape[1])[None, None]
+  paired = ((chosen[:, :, None] == members) & (weight > 0)[:, :, None]).any(1)
+  learned = (selection.row_weight_BxG > 0) | paired
+  comparable = pick(valid, chosen) & pick(valid, rejected) & (chosen != rejected)
+  same = comparable & identical(group, chosen, rejected)
+  equal = comparable & ~same & (pick(selection.score_BxG, chosen) == pick(selection.score_BxG, rejected))
+
+  def mean(x, where):
+    total = jnp.where(where, x, 0).astype(jnp.float32).sum()
+    return total / jnp.maximum(where.sum(), 1)
+
+  finite_mean = lambda x: mean(x, jnp.isfinite(x))
+  all_pairs_of = jnp.ones(chosen.shape, bool)
+  return {
+    'study/chosen_from_policy': mean(group.source_BxG >= 0, learned),
+    'study/ties': mean(equal, all_pairs_of),
+    'study/identical': mean(same, all_pairs_of),
+    'study/truncated': mean(~group.finished_BxG, present),
+    'study/finished': mean(group.finished_BxG, present),
+    'study/abstained': mean(~valid, present),
+    'judge/score_mean': finite_mean(judgement.score_BxG),
+    **{f'judge/{name}_mean': finite_mean(x) for name, x in judgement.info.items()},
+  }
+
+
+TABLE = {'best_vs': best_vs, 'all_pairs': all_pairs, 'top_k': top_k, 'everything': everything}
