@@ -22,7 +22,7 @@ SHOWN = 6  # groups of the first and of the last round that stand open
 GROUP_BYTES = 1_100_000  # what all embedded groups may take; the rest is counted, not shown
 TEXT_CHARS = 1500  # of one passage, prompt or completion
 POINTS = 300  # of one curve
-SAMPLES = 60  # closed-book answers
+SAMPLES = 36  # closed-book answers
 SERIES = 6  # curves in one chart
 
 # title, what to look for, which metrics: one chart each. What no line here matches is drawn under "More".
@@ -47,7 +47,7 @@ CHARTS = (
     'Nats per completion. Both falling means that likelihood is being pushed away.',
     r'logps/(chosen|rejected)$',
   ),
-  ('Judge', 'What the judge gave to the completions of a round.', r'(^|/)judge/'),
+  ('Judge', 'Mean score of the completions of a round.', r'(^|/)judge/score'),
   ('Groups', 'Shares of groups, pairs or completions.', r'(^|/)study/(?!trimmed)'),
   (
     'Sampler and trainer',
@@ -58,7 +58,7 @@ CHARTS = (
   ('Gradient norm', 'Before clipping.', r'(^|/)grad_norm$'),
   ('Speed', 'Tokens per second.', r'perf/tokens_per_second$'),
 )
-WORDS = {'better': '▲ better', 'worse': '▼ worse', 'same': '= no clear change', 'unknown': ''}
+WORDS = {'better': '▲ better', 'worse': '▼ worse', 'same': '= unclear', 'unknown': ''}
 FIELDS = {'step', 'round', 'stage'}
 
 
@@ -155,12 +155,8 @@ class Line:
   @property
   def words(self) -> str:
     """closed_book/two_hop -> 'closed-book two-hop'."""
-    return (
-      self.name.replace('/logp', ', log-prob of the answer')
-      .replace('_', '-')
-      .replace('/', ' ')
-      .replace('heldout', 'held-out')
-    )
+    name = self.name.replace('/logp', ' logp').replace('heldout', 'held-out')
+    return name.replace('_', '-').replace('/', ' ')
 
   @property
   def n_text(self) -> str:
@@ -192,17 +188,17 @@ class Line:
         return 'better', f'rose by {points:.0f} points'
       if high < 0:
         return 'worse', f'fell by {-points:.0f} points'
-      return 'same', f'did not clearly change ({points:+.0f} points)'
+      return 'same', f'no clear change ({points:+.0f} points)'
     if self.logp:  # the one measure here that moves before any answer is right
       moved = self.after - self.before
       if abs(moved) < 0.05:
-        return 'same', f'stayed about the same ({moved:+.2f} nats)'
+        return 'same', f'about the same ({moved:+.2f} nats)'
       return ('better', f'rose by {moved:.1f} nats') if moved > 0 else ('worse', f'fell by {-moved:.1f} nats')
     if not self.before:
       return 'unknown', f'changed by {number(self.after - self.before)}'
     share = 100 * (self.after / self.before - 1)
     if abs(share) < 2:
-      return 'same', f'stayed about the same ({share:+.1f} %)'
+      return 'same', f'about the same ({share:+.1f} %)'
     moved = f'rose by {share:.0f} %' if share > 0 else f'fell by {-share:.0f} %'
     if not self.lower_is_better:
       return 'unknown', moved
@@ -507,14 +503,16 @@ def answers(evaluations: Sequence[Mapping]) -> tuple[list[dict], int]:
   """Sampled questions with the answers before and after, each kind's first; and how many were left out."""
   table: dict[tuple, dict] = {}
   for side, row in zip(('before', 'after'), _first_and_last(evaluations)):
+    asked = collections.Counter()
     for sample in row['samples'] if row else ():
-      key = sample['kind'], sample['question']
-      entry = table.setdefault(key, {**sample, 'before': None, 'after': None})
+      question = sample['kind'], sample['question'], sample['answer']
+      asked[question] += 1  # a question may be asked twice
+      entry = table.setdefault((*question, asked[question]), {**sample, 'before': None, 'after': None})
       entry[side] = {'output': clip(sample['output'])[0], 'correct': sample['correct']}
-  kinds = collections.Counter(kind for kind, _ in table)
+  kinds = collections.Counter(kind for kind, *_ in table)
   each = max(SAMPLES // max(len(kinds), 1), 1)
   seen, shown = collections.Counter(), []
-  for (kind, _), entry in table.items():
+  for (kind, *_), entry in table.items():
     seen[kind] += 1
     if seen[kind] <= each:
       shown.append(entry)
@@ -548,7 +546,7 @@ def flat(config: Any, prefix: str = '') -> Iterator[tuple[str, str]]:
 
 
 def facts(config: Mapping | None) -> dict[str, str]:
-  """What the summary says of a config; a key that the config lacks is lacking here too."""
+  """What the summary says of a config; '' for what the config does not say."""
 
   def dig(*keys):
     value = config
@@ -565,13 +563,13 @@ def facts(config: Mapping | None) -> dict[str, str]:
   losses = [(term, dig(stage, 'losses', term)) for stage in stages for term in dig(stage, 'losses') or ()]
   found['losses'] = [f'{" + ".join(parts)} on the {term}' for term, parts in losses if isinstance(parts, Mapping)]
   unique = {name: list(dict.fromkeys(v for v in values if v)) for name, values in found.items()}
-  return {name: ', '.join(values) for name, values in unique.items() if values}
+  return {name: ', '.join(values) for name, values in unique.items()}
 
 
 def conclusion(evaluations: Sequence[Mapping]) -> str:
   """The verdicts on answers and perplexity in one plain paragraph."""
   told = [line for line in lines(evaluations) if not line.logp and None not in (line.before, line.after)]
-  said = [f'{line.words} {line.verdict[1]}: {line.cell("before")} → {line.cell("after")}.' for line in told]
+  said = [f'{line.words}: {line.verdict[1]}, {line.cell("before")} → {line.cell("after")}.' for line in told]
   said = [sentence[0].upper() + sentence[1:] for sentence in said]
   if said and not any(line.verdict[0] == 'better' for line in told if line.accuracy):
     said.insert(0, 'Nothing that was asked is clearly answered better than before.')
@@ -601,7 +599,6 @@ def page(workdir: os.PathLike | str) -> str:
     before=before,
     conclusion=conclusion(run.evaluations),
     lines=lines(run.evaluations),
-    words=WORDS,
     charts=main_charts,
     more_charts=more_charts,
     groups=groups,
