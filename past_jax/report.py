@@ -167,14 +167,14 @@ class Line:
     value = getattr(self, side)
     if value is None:
       return '–'
-    return f'{100 * value:.1f} %' if self.accuracy else number(value)
+    return f'{100 * value:.1f}\N{NO-BREAK SPACE}%' if self.accuracy else number(value)
 
   def interval(self, side: str) -> str:
     value, n = getattr(self, side), getattr(self, 'n_' + side)
     if value is None or n is None or not self.accuracy:
       return ''
     low, high = wilson(value, n)
-    return f'{100 * low:.0f}–{100 * high:.0f} %'
+    return f'{100 * low:.0f}–{100 * high:.0f}\N{NO-BREAK SPACE}%'
 
   @property
   def verdict(self) -> tuple[str, str]:
@@ -199,7 +199,7 @@ class Line:
     share = 100 * (self.after / self.before - 1)
     if abs(share) < 2:
       return 'same', f'about the same ({share:+.1f} %)'
-    moved = f'rose by {share:.0f} %' if share > 0 else f'fell by {-share:.0f} %'
+    moved = f'rose by {share:.0f}\N{NO-BREAK SPACE}%' if share > 0 else f'fell by {-share:.0f}\N{NO-BREAK SPACE}%'
     if not self.lower_is_better:
       return 'unknown', moved
     return ('worse', moved + ' (lower is better)') if share > 0 else ('better', moved + ' (lower is better)')
@@ -236,7 +236,7 @@ def print_table(workdir: os.PathLike | str, console: Console | None = None) -> N
 
 
 def _with(cell, interval):
-  return f'{cell} [{interval.removesuffix(" %")}]' if interval else cell
+  return f'{cell} [{interval[:-2]}]' if interval else cell
 
 
 # --- curves ---------------------------------------------------------------------------------------------------------
