@@ -26,7 +26,7 @@ def get_config(arg=''):
   c.study = dict(
     trains='policy',
     rounds=2 if tiny else 4,
-    batch=4 if tiny else 8,  # prompts per update
+    batch=8,  # prompts per update
     sample_prompts=8,  # prompts per call of the sampler
     generator=dict(
       name='sampler',
@@ -49,18 +49,20 @@ def get_config(arg=''):
       'select',
       a.select,
     ),
-    curriculum=dict(name='constant', temperature=0.8, prompts=8 if tiny else 16, epochs=1 if tiny else 4),
+    curriculum=dict(name='constant', temperature=0.8, prompts=8 if tiny else 16, epochs=2 if tiny else 4),
     reference=dict(role='policy', max_gap=0.01),  # nats per completion
     losses=dict(
       text=dict(nll=dict(weight=1.0)),
       group=dict(nll=dict(weight=1.0), dpo=dict(weight=0.1, beta=0.1, label_smoothing=0.0)),
       replay=dict(nll=dict(weight=0.5)),
     ),
-    replay_batch=2,  # replayed texts per update
+    replay_batch=8 if tiny else 2,  # replayed texts per update
     replay_length=64,
   )
   if a.judge == 'likelihood_gain' and tiny:
     c.study.judge.target_length = c.view.text_length
+  if a.select in ('top_k', 'everything'):  # no pairs: best-of-K or unjudged imitation
+    del c.study.losses.group['dpo']
   common.choose({'past': 0, 'raw': 0}, 'arm', a.arm)
   if a.arm == 'raw':
     del c.study.losses['group']

@@ -136,7 +136,7 @@ class Loop:
 
   def tick(self, arrays, tokens: int = 0):
     """Waits for a device call, looking for signals; counts it."""
-    if not wait(arrays, self.stop):
+    if not wait(arrays, self.stop) or self.stop.requested:
       raise Stopped
     self.progress.advance(1, tokens=tokens)
     return arrays
@@ -198,7 +198,7 @@ class Loop:
       if stage.replay:
         chosen['replay'] = self.replay(stage, c)
       self.state, metrics = step(self.state, {}, chosen)
-      host = {'stage': stage.name, 'round': c.round, **(facts if update == 0 else {})}
+      host = {'stage': stage.name, 'round': c.round + 1, **(facts if update == 0 else {})}
       host['perf/compile_count'] = self.compiles.count
       self.bad, previous = {k: v for k, v in metrics.items() if v.ndim}, self.bad
       row = self.late.push(c.step + 1, host, {k: v for k, v in metrics.items() if not v.ndim})
@@ -260,7 +260,8 @@ class Loop:
   def study(self) -> bool:
     """Runs to the end, or until a signal (False). What is on disk then is enough to go on."""
     resumed = self.restore()
-    if resumed and self.finished() and any(r['when'] == 'after' for r in rows(self.workdir / 'evaluations.jsonl')):
+    done = [r['step'] for r in rows(self.workdir / 'evaluations.jsonl') if r['when'] == 'after']
+    if resumed and self.finished() and self.cursor.step in done:
       self.progress.note('This run is finished; raise the rounds to study on, or choose another workdir.')
       return True
     with MetricsWriter(self.workdir, self.cursor.step if resumed else None) as writer:
@@ -293,11 +294,12 @@ class Loop:
         if self.settled is None:
           self.settled = self.compiles.count
         last = self.cursor.round == stage.rounds
+        # Before the checkpoint: an evaluation that a kill cuts short is done again by the run that resumes.
+        if self.run.eval_every and self.cursor.round % self.run.eval_every == 0 and not last:
+          self.evaluate(f'round {self.cursor.round}', writer)
         if last or self.cursor.round % self.run.checkpoint_every == 0:
           self.enter('checkpoint', 1)
           self.save()
-        if self.run.eval_every and self.cursor.round % self.run.eval_every == 0 and not last:
-          self.evaluate(f'round {self.cursor.round}', writer)
         if self.stop.requested:
           raise Stopped
 
@@ -401,7 +403,7 @@ def group_rows(run: Run, stage: Stage, c: Cursor, examples, rendered, got: Colle
       {
         'step': c.step + 1,
         'stage': stage.name,
-        'round': c.round,
+        'round': c.round + 1,
         'text': example.text or example.prompt,
         'prompt': prompt,
         'completions': completions,

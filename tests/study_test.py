@@ -1,0 +1,161 @@
+"""The loop from the command line, in one process: what it leaves, how it resumes, what it refuses."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from past_jax import train
+from past_jax.checkpoint import Checkpoints
+from past_jax.main import main
+from past_jax.metrics import rows
+
+TINY = (
+  '--config.mesh.data=1',
+  '--config.eval.questions=4',
+  '--config.eval.chunk=4',
+  '--config.eval.answer_length=4',
+  '--config.eval.heldout_texts=8',
+)
+
+
+def study(workdir, *flags, arg='size=tiny'):
+  return main(['study', f'--config=configs/past.py:{arg}', f'--workdir={workdir}', *TINY, *flags])
+
+
+def final_params(workdir):
+  restored = Checkpoints(workdir / 'checkpoints').restore()
+  return restored.step, jax.tree.leaves(restored.tree['state']['params'])
+
+
+def same(a, b):
+  return a[0] == b[0] and all(np.array_equal(x, y) for x, y in zip(a[1], b[1], strict=True))
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('runs') / 'tiny'
+  assert study(workdir) == 0
+  return workdir
+
+
+def test_what_a_run_leaves(finished):
+  steps = rows(finished / 'metrics.jsonl')
+  assert [row['step'] for row in steps] == [1, 2, 3, 4]
+  first = steps[0]
+  assert first['group/dpo/loss'] == pytest.approx(np.log(2), abs=1e-6)
+  assert first['rewards/margins'] == pytest.approx(0, abs=1e-4)
+  assert first['check/sampler_gap'] < 1e-3
+  assert {'learning_rate', 'grad_norm', 'num_tokens', 'logps/chosen', 'study/ties', 'perf/compile_count'} <= set(first)
+  assert steps[1]['rewards/margins'] != 0
+  groups = rows(finished / 'groups.jsonl')
+  assert len(groups) == 16
+  assert all(len(row['completions']) == 4 for row in groups)
+  assert [row['when'] for row in rows(finished / 'evaluations.jsonl')] == ['before', 'after']
+  assert json.loads((finished / 'config.json').read_text())['study']['judge']['name'] == 'likelihood_gain'
+  assert list((finished / 'tensorboard').iterdir())
+  assert groups[0]['text'][:20] in (finished / 'report.html').read_text()
+
+
+def test_nothing_compiles_after_the_first_round(finished):
+  assert json.loads((finished / 'timing.json').read_text())['compile_count_after_first_round'] == 0
+
+
+def test_a_finished_run_says_so_and_changes_nothing(finished, capsys):
+  before = final_params(finished)
+  assert study(finished) == 0
+  assert 'finished' in capsys.readouterr().err
+  assert same(before, final_params(finished))
+  assert len(rows(finished / 'metrics.jsonl')) == 4
+
+
+@pytest.mark.parametrize('where', ['sample', 'update', 'evaluate'])
+def test_a_stopped_run_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch, capsys, where):
+  """Stops in round 2 while sampling, between two updates of round 1 (its batch is saved), and before round 1."""
+  real, seen = train.Loop.tick, {'tick': 0}
+
+  def stop_at(loop, arrays, tokens=0):
+    seen['tick'] += 1
+    if {'sample': loop.phase == 'sample' and loop.cursor.round == 1, 'evaluate': True, 'update': False}[where]:
+      raise train.Stopped
+    return real(loop, arrays, tokens)
+
+  monkeypatch.setattr(train.Loop, 'tick', stop_at)
+  if where == 'update':
+    real_log = train.Loop.log
+
+    def request(loop, row, *args):
+      real_log(loop, row, *args)
+      monkeypatch.setattr(type(loop.stop), 'requested', property(lambda self: True))
+
+    monkeypatch.setattr(train.Loop, 'log', request)
+  assert study(tmp_path / 'run') == 0
+  assert 'The same command resumes' in capsys.readouterr().err
+  monkeypatch.undo()
+  assert study(tmp_path / 'run') == 0
+  assert same(final_params(finished), final_params(tmp_path / 'run'))
+  strip = lambda row: {k: v for k, v in row.items() if not k.startswith('perf/')}
+  assert [strip(r) for r in rows(tmp_path / 'run' / 'metrics.jsonl')] == [
+    strip(r) for r in rows(finished / 'metrics.jsonl')
+  ]
+  assert rows(tmp_path / 'run' / 'groups.jsonl') == rows(finished / 'groups.jsonl')
+
+
+def test_eight_devices_take_the_same_first_steps(finished, tmp_path):
+  flags = ['--config.mesh.data=2', '--config.mesh.fsdp=2', '--config.mesh.tensor=2']
+  assert study(tmp_path / 'run', *flags) == 0
+  one, eight = rows(finished / 'metrics.jsonl'), rows(tmp_path / 'run' / 'metrics.jsonl')
+  for name in ('loss', 'group/dpo/loss', 'text/loss', 'grad_norm', 'logps/chosen'):
+    assert eight[0][name] == pytest.approx(one[0][name], rel=2e-5), name
+  texts = [[c['text'] for c in row['completions']] for row in rows(tmp_path / 'run' / 'groups.jsonl')[:8]]
+  assert texts == [[c['text'] for c in row['completions']] for row in rows(finished / 'groups.jsonl')[:8]]
+
+
+@pytest.mark.parametrize(
+  'arg',
+  [
+    'arm=raw',
+    'judge=random',
+    'judge=constant,select=everything',
+    'judge=likelihood,select=all_pairs',
+    'judge=length_normalised,select=top_k',
+    'judge=preference',
+  ],
+)
+def test_every_shipped_variant_runs_a_round(tmp_path, arg):
+  flags = ['--config.study.rounds=1', '--config.study.curriculum.epochs=1', '--config.eval.heldout=']
+  assert study(tmp_path / 'run', *flags, arg=f'size=tiny,{arg}') == 0
+  (row,) = rows(tmp_path / 'run' / 'metrics.jsonl')
+  assert np.isfinite(row['loss'])
+
+
+def test_a_users_own_jsonl(tmp_path):
+  data = tmp_path / 'my.jsonl'
+  question = {'question': 'The lamp of Orrin is', 'answer': 'green'}
+  row = {'context': 'The lamp of Orrin is green.', 'questions': [question]}
+  data.write_text('\n'.join(json.dumps(row) for _ in range(3)) + '\n')
+  flags = [f'--config.data.source={data}', '--config.data.text=context', '--config.data.questions=questions']
+  assert study(tmp_path / 'run', *flags, '--config.study.rounds=1') == 0
+  assert rows(tmp_path / 'run' / 'groups.jsonl')[0]['text'] == row['context']
+  assert 'closed_book/forward' in rows(tmp_path / 'run' / 'evaluations.jsonl')[0]['metrics']
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
+  assert study(tmp_path / 'run', '--config.optimizer.lr=1e30', '--config.optimizer.clip=0.0') == 2
+  error = capsys.readouterr().err
+  assert 'Step 2' in error and 'not finite' in error and 'is the person who' in error
+  assert not Checkpoints(tmp_path / 'run' / 'checkpoints').steps()  # nothing non-finite was saved
+
+
+def test_the_self_test_catches_a_wrong_reference(tmp_path, monkeypatch, capsys):
+  real = train.collect
+
+  def wrong(*args, **kwargs):
+    got = real(*args, **kwargs)
+    batch = train.Batch(**{**vars(got.batch), 'ref_logps_BxGxT': got.batch.ref_logps_BxGxT * 1.5})
+    return got._replace(batch=batch)
+
+  monkeypatch.setattr(train, 'collect', wrong)
+  assert study(tmp_path / 'run') == 2
+  assert 'must be 0.693147' in capsys.readouterr().err
