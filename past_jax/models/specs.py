@@ -96,9 +96,8 @@ def download_wheel(requirement: str, folder: Path) -> Path:
   wheels = sorted(folder.glob('*.whl'))
   if pip.returncode or len(wheels) != 1:
     last = (pip.stderr.strip().splitlines() or [f'exit code {pip.returncode}'])[-1]
-    raise UserError(
-      f'pip could not download {requirement}. Is there a route to a package index, and room on the disk? pip: {last}'
-    )
+    why = 'no package index can be reached from here' if 'connection broken' in pip.stderr else 'see what it says'
+    raise UserError(f'pip could not download {requirement}: {why}. pip: {last}')
   return wheels[0]
 
 
