@@ -1,0 +1,73 @@
+"""Imports point one way; the test reads them from the source."""
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / 'past_jax'
+LEAVES = {'types', 'text', 'mesh', 'logps', 'sampler'}
+# module -> what of this package it may import; a name covers what is below it
+MAY = {
+  'types': set(),
+  'text': {'types'},
+  'mesh': {'types'},
+  'logps': {'types'},
+  'sampler': {'types'},
+  'stop': set(),
+  'progress': set(),
+  'metrics': {'types'},
+  'checkpoint': {'types'},
+  'report': {'types', 'metrics', 'progress'},
+  'render': {'types', 'text'},
+  'models': LEAVES | {'models'},
+  'data': {'types', 'data'},
+  'evals': LEAVES | {'render', 'evals'},
+  'generators': LEAVES,
+  'judges': LEAVES | {'judges'},
+  'selects': LEAVES,
+  'losses': LEAVES,
+  'curricula': {'types'},
+  'update': LEAVES,
+  'collect': LEAVES | {'selects'},
+  'main': {'types'},
+}
+
+
+def imports(path: Path) -> set[str]:
+  out = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      out |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      out |= {f'{node.module}.{alias.name}' for alias in node.names}
+  return out
+
+
+def modules():
+  for path in sorted(PACKAGE.rglob('*.py')):
+    yield path, path.relative_to(PACKAGE).with_suffix('').parts[0]
+
+
+def test_imports_point_one_way():
+  wrong = []
+  for path, module in modules():
+    if module in MAY:
+      used = {name.split('.')[1] for name in imports(path) if name.startswith('past_jax.')}
+      wrong += [f'{path.relative_to(PACKAGE)} imports {name}' for name in sorted(used - MAY[module])]
+  assert not wrong
+
+
+def test_every_module_is_listed():
+  assert {module for _, module in modules()} - set(MAY) == {'__init__', 'build', 'train', 'commands'}
+
+
+def test_only_models_import_flax_and_nobody_imports_configs():
+  for path, module in modules():
+    tops = {name.split('.')[0] for name in imports(path)}
+    assert 'configs' not in tops, path
+    assert 'flax' not in tops or module == 'models', path
+
+
+def test_config_get_is_banned_outside_build():
+  for path, module in modules():
+    if module != 'build':
+      assert 'config.get(' not in path.read_text(), path
