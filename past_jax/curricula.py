@@ -43,9 +43,7 @@ def constant(
   Raises:
     UserError: a value out of its range.
   """
-  values = dict(
-    temperature=temperature, prompts=prompts, epochs=epochs, anchor_source=anchor_source, refresh=tuple(refresh)
-  )
+  values = dict(temperature=temperature, prompts=prompts, epochs=epochs, anchor_source=anchor_source, refresh=refresh)
   plan = _plan('curriculum', values)
   return lambda round_: plan
 

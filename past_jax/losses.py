@@ -32,7 +32,7 @@ def dpo(beta: float = 0.1, label_smoothing: float = 0.0) -> Loss:
     -(1 - eps) * log s(beta * D) - eps * log s(-beta * D),  D = (log p - log ref)(chosen) - (log p - log ref)(rejected)
 
   with log-probs summed over a completion, averaged over pairs by their weights. Without reference log-probs the
-  reference is the policy itself under `stop_gradient`, so the value is ln 2.
+  reference is the policy itself under `stop_gradient`, so the value is ln 2. Metric `pairs` is the sum of pair weights.
 
   Raises:
     UserError: label_smoothing outside [0, 0.5], or a negative beta.
