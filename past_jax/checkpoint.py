@@ -82,6 +82,8 @@ class Checkpoints:
           return
         _remove(folder)
       folder.mkdir(parents=True)
+      if shutil.disk_usage(folder).free < sum(x.nbytes for x in arrays.values()):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # rather than fill the disk first
       (folder / HOST).write_text(host_text)
       (folder / ARRAYS).write_text(json.dumps({name: _spec(x) for name, x in arrays.items()}, indent=1))
       # Uncompressed: float mantissas shrink by 8 % and cost several times the writing time. Directories are made here
@@ -115,12 +117,11 @@ class Checkpoints:
     folder = self._folder(step)
     specs = json.loads((folder / ARRAYS).read_text())
     if abstract_tree is None:
-      tree = _nested(_read(folder, specs, {}))
+      tree = _nested(_read(folder, specs, dict.fromkeys(specs)))
     else:
       wanted = _named(abstract_tree)
       _check_same(folder, specs, {name: _spec(x) for name, x in wanted.items()})
-      first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-      arrays = _read(folder, specs, {name: getattr(x, 'sharding', None) or first for name, x in wanted.items()})
+      arrays = _read(folder, specs, {name: _sharding(x) for name, x in wanted.items()})
       tree = jax.tree.unflatten(jax.tree.structure(abstract_tree), [arrays[name] for name in wanted])
     return Restored(step, tree, self.host(step), skipped)
 
@@ -224,6 +225,13 @@ def _spec(x) -> list:
   return [np.dtype(x.dtype).name, list(x.shape)]
 
 
+def _sharding(x) -> jax.sharding.Sharding | None:
+  """Where to put an array like `x`; None: numpy, because jax would halve its 64-bit numbers."""
+  if jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype:
+    return None
+  return getattr(x, 'sharding', None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
 def _check_same(folder: pathlib.Path, found: dict, wanted: dict) -> None:
   def shown(spec):
     return 'absent' if spec is None else f'{spec[0]}{spec[1]}'
@@ -244,11 +252,11 @@ def _check_same(folder: pathlib.Path, found: dict, wanted: dict) -> None:
 
 
 def _read(folder: pathlib.Path, specs: dict, shardings: dict) -> dict[str, Any]:
-  """The arrays by name: placed by their sharding, or numpy where `shardings` has none."""
+  """The arrays by name: placed by their sharding, or numpy where that is None."""
   how = {
-    name: ocp.ArrayRestoreArgs(sharding=shardings[name]) if shardings else ocp.RestoreArgs(restore_type=np.ndarray)
-    for name, (_, shape) in specs.items()
-    if 0 not in shape
+    name: ocp.RestoreArgs(restore_type=np.ndarray) if sharding is None else ocp.ArrayRestoreArgs(sharding=sharding)
+    for name, sharding in shardings.items()
+    if 0 not in specs[name][1]
   }
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
     tree = checkpointer.restore(folder / STATE, args=ocp.args.PyTreeRestore(restore_args=_nested(how)))
@@ -256,7 +264,7 @@ def _read(folder: pathlib.Path, specs: dict, shardings: dict) -> dict[str, Any]:
   for name, (dtype, shape) in specs.items():
     if 0 in shape:
       empty = np.zeros(shape, dtype)
-      arrays[name] = jax.device_put(empty, shardings[name]) if shardings else empty
+      arrays[name] = empty if shardings[name] is None else jax.device_put(empty, shardings[name])
   return arrays
 
 

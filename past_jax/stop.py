@@ -61,7 +61,7 @@ def wait(tree, stop: Stop | None = None, tick=None) -> bool:
   """
   import jax  # here: signals are watched before anything slow is imported
 
-  arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
+  arrays = [x for x in jax.tree.leaves(tree) if hasattr(x, 'is_ready')]
   pause = 0.001
   while not all(x.is_ready() for x in arrays):
     if stop is not None and stop.requested:
