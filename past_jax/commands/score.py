@@ -1,13 +1,20 @@
 """past score: log-probs of given completions, exactly those that trainer and judges compute."""
 
+import jax
+import numpy as np
 from absl import flags
 
 from past_jax import commands
+from past_jax import mesh as mesh_lib
 from past_jax.commands import rows
-from past_jax.types import UserError
+from past_jax.logps import group_logps
+from past_jax.render import pack
+from past_jax.text import pack_completions
+from past_jax.types import Prompts, UserError
 
 DECISIVE = ('noend', 'max_length', 'dtype')  # flags that decide the results
 PAIR = ('chosen', 'rejected')
+program = jax.jit(group_logps, static_argnums=0)
 
 
 def define() -> flags.FlagValues:
@@ -18,7 +25,8 @@ def define() -> flags.FlagValues:
   flags.DEFINE_bool(
     'noend', False, 'leave out the end token that a completion given as a string has', flag_values=values
   )
-  most = 'tokens of prompt + completion; a longer prompt loses its beginning, then the completion its end. The context'
+  most = 'tokens of prompt + completion: a completion longer than that loses its end, and its prompt its beginning, '
+  most += 'to fit. The context'
   flags.DEFINE_integer('max_length', None, most, 2, flag_values=values)
   return values
 
@@ -62,22 +70,12 @@ def run(argv: list[str]) -> int:
 
 
 def start(values: flags.FlagValues):
-  import jax
-  import numpy as np
-
-  from past_jax import mesh as mesh_lib
-  from past_jax.logps import group_logps
-  from past_jax.render import pack
-  from past_jax.text import pack_completions
-  from past_jax.types import Prompts
-
   model, read, mesh, size = rows.load(values)
   tokenizer, context = model.tokenizer, model.config.context
   most = values.max_length or context
   if most > context:
     raise UserError(f"--max_length={most} exceeds the {context} tokens of the model's context.")
   params = read()
-  program = jax.jit(lambda params, *args: group_logps(model.policy, params, *args))
   trimmed = {'prompt': 0, 'completion': 0}
 
   def ids_of(row, name) -> list[int]:
@@ -109,12 +107,12 @@ def start(values: flags.FlagValues):
     ids_BxGxT, length_BxG, _ = pack_completions(completions, T)
     with jax.set_mesh(mesh):
       batch = mesh_lib.put_batch(mesh, (Prompts(ids_BxP, length_B), ids_BxGxT, length_BxG))
-      logps_BxGxT = rows.ready(program(params, *batch))
+      logps_BxGxT = rows.host(program(model.policy, params, *batch))
     results = []
     for b, row in enumerate(part):
       names, result = given(row.fields), {}
       for name, logps, length in zip(names, logps_BxGxT[b], length_BxG[b]):
-        unknown = min(1, length) if length_B[b] == 0 else 0  # nothing precedes the first token
+        unknown = int(length > 0 and length_B[b] == 0)  # nothing precedes the first token
         known = logps[unknown:length]
         if not np.isfinite(known).all():
           raise UserError(
