@@ -106,7 +106,8 @@ class Checkpoints:
     """The newest intact checkpoint, every file of it checked; None if there is no complete one.
 
     `abstract_tree` is a pytree of `jax.ShapeDtypeStruct` (or arrays); each array is placed by its `sharding`, whatever
-    mesh it was written on, or on the first device. Without it: nested dicts of numpy arrays, named as in the tree.
+    mesh it was written on, or on the first device; or a function from the {name: [dtype, shape]} that are stored to
+    such a tree. Without it: nested dicts of numpy arrays, named as in the tree.
     Raises UserError if all are damaged, or if names, shapes or dtypes differ from those of `abstract_tree`.
     """
     self.wait()
@@ -116,6 +117,8 @@ class Checkpoints:
     step, skipped = found
     folder = self._folder(step)
     specs = json.loads((folder / ARRAYS).read_text())
+    if callable(abstract_tree):
+      abstract_tree = abstract_tree(specs)
     if abstract_tree is None:
       tree = _nested(_read(folder, specs, dict.fromkeys(specs)))
     else:
@@ -178,17 +181,22 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _cleaning_up(self, step: int):
-    """If the block fails nothing of checkpoint `step` is left; what the system refused becomes a UserError."""
+    """If the block fails no incomplete checkpoint `step` is left; what the system refused becomes a UserError."""
     try:
       yield
     except Exception as error:
-      _remove(self._folder(step))
+      folder, remains = self._folder(step), ''
+      try:
+        if not (folder / MANIFEST).exists():
+          _remove(folder)
+      except OSError as second:
+        remains = f'; its unfinished {folder} could not be removed ({second.strerror}), and is ignored'
       code = error.errno if isinstance(error, OSError) else _code_in(str(error))
       if code is None:
         raise
       before = [s for s in self.steps() if s not in self._damaged]
       raise UserError(
-        f'checkpoint at step {step} could not be written: {os.strerror(code)}; '
+        f'checkpoint at step {step} could not be written: {os.strerror(code)}{remains}; '
         + (f'the previous checkpoint (step {before[-1]}) is intact; ' if before else 'there is no earlier one; ')
         + ('free some space' if code in NO_SPACE else f'make {self.directory} a folder that can be written')
         + ' and run the same command again'

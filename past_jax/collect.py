@@ -124,25 +124,30 @@ def collect(
   *,
   temperature: float,
   reference,
-  tick=lambda phase, x: x,
+  phase=lambda name: None,
+  tick=lambda x: x,
 ) -> Collected:
   """Stages 3 to 6 of a round (see docs/design.md).
 
   Args:
     reference: a `Reference`: which log-probs the preference is measured against, and whether they are free.
-    tick: called as tick(phase, arrays) after every device call, for progress and to stop early; returns the arrays.
+    phase: told the name of what comes next (sample, judge, reference), for progress.
+    tick: given the arrays of every device call, for progress and to stop early; returns them.
   """
   key_sample, key_judge, key_select = (jax.random.fold_in(key, i) for i in range(3))
-  group = sample(c, weights, key_sample, rendered.sample, temperature, lambda x: tick('sample', x))
+  phase('sample')
+  group = sample(c, weights, key_sample, rendered.sample, temperature, tick)
   gap = sampler_gap(c, weights[reference.sampled_by], group)
-  judgement = tick('judge', c.judge.score(weights, key_judge, group, examples))
+  phase('judge')
+  judgement = tick(c.judge.score(weights, key_judge, group, examples))
   train = put_batch(c.mesh, rendered.train)
   selection, batch, metrics = c.select(key_select, group, judgement, train)
   mode = reference.mode(gap)
   if mode == 'sampler':
     batch = Batch(**{**vars(batch), 'ref_logps_BxGxT': batch.old_logps_BxGxT})
   elif mode == 'score':
-    batch = score(c, weights[reference.role], batch, reference.chunk, lambda x: tick('reference', x))
+    phase('reference')
+    batch = score(c, weights[reference.role], batch, reference.chunk, tick)
   metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
   return Collected(batch, group, judgement, selection, metrics | {'check/sampler_gap': gap})
 

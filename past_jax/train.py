@@ -134,11 +134,11 @@ class Loop:
     if phase:
       self.progress.phase(phase, total, round=round_, rounds=rounds, stage=stage)
 
-  def tick(self, arrays, tokens: int = 0):
+  def tick(self, arrays):
     """Waits for a device call, looking for signals; counts it."""
     if not wait(arrays, self.stop) or self.stop.requested:
       raise Stopped
-    self.progress.advance(1, tokens=tokens)
+    self.progress.advance(1)
     return arrays
 
   # --- a round ----------------------------------------------------------------------------------------------------
@@ -152,13 +152,12 @@ class Loop:
     calls = plan.prompts // stage.collector.prompts_per_call
     totals = {'sample': calls, 'judge': 1, 'reference': plan.prompts // stage.batch}
 
-    def tick(phase, arrays):
-      if phase != self.phase:
-        self.enter(phase, totals[phase], c.round + 1, rounds, stage.name)
-      tokens = int(np.asarray(arrays.length_BxG).sum()) if phase == 'sample' and wait(arrays, self.stop) else 0
-      return self.tick(arrays, tokens)
+    def tick(arrays):
+      self.tick(arrays)
+      if self.phase == 'sample':
+        self.progress.advance(0, tokens=int(np.asarray(arrays.length_BxG).sum()))
+      return arrays
 
-    self.enter('sample', calls, c.round + 1, rounds, stage.name)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.run.seed), c.stage), c.round)
     return collect(
       stage.collector,
@@ -168,6 +167,7 @@ class Loop:
       examples,
       temperature=plan.temperature,
       reference=stage.reference,
+      phase=lambda name: self.enter(name, totals[name], c.round + 1, rounds, stage.name),
       tick=tick,
     )
 
@@ -233,18 +233,17 @@ class Loop:
 
   def not_finite(self, row: dict, bad: dict) -> UserError:
     names = [k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)]
-    where = []
-    for name, marks in bad.items():
-      if name != 'bad/replay' and (indices := np.flatnonzero(np.asarray(marks))).size:
-        rows_ = self.order[(self.cursor.update or len(self.order)) - 1]
-        where += [self.examples[rows_[i]] for i in indices]
-    which = (
-      '; '.join(dict.fromkeys(f'{e.where or "row"}: {(e.text or e.prompt)[:60]!r}' for e in where)) or 'none alone'
-    )
+    step_rows = [self.examples[i] for i in self.order[self.cursor.update - 1]]
+    marked = np.zeros(len(step_rows), bool)
+    for term in ('bad/text', 'bad/group'):
+      marked |= np.asarray(bad[term]) if term in bad else False
+    shown = [e for e, mark in zip(step_rows, marked) if mark or not marked.any()]
+    which = '; '.join(f'{e.where or "row"}: {(e.text or e.prompt)[:60]!r}' for e in shown)
     return UserError(
-      f'Step {row["step"]}: {", ".join(names)} not finite; rows whose log-probs are not finite: {which}. The '
-      f'parameters are those before the step. Lower config.optimizer.lr or look at these rows; the checkpoints in '
-      f'{self.checkpoints.directory} are intact.'
+      f'Step {row["step"]}: {", ".join(names)} not finite, with '
+      f'{"non-finite log-probs in" if marked.any() else "finite log-probs in all of"} the rows {which}. '
+      f'The parameters are those before the step. Lower config.optimizer.lr or look at these rows; '
+      f'the checkpoints in {self.checkpoints.directory} are intact.'
     )
 
   # --- the run ----------------------------------------------------------------------------------------------------

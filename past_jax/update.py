@@ -60,7 +60,7 @@ def gradient(
   def step(state: TrainState, weights, batches) -> tuple[TrainState, dict]:
     del weights  # a loss that needs a frozen role gets it through the batch
     (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params, batches)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     stepped = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)

@@ -1,8 +1,15 @@
 """Strict by default, eight virtual devices, one tiny model that all tests share so that compilations are reused."""
 
+import tempfile
+
 import jax
 
 jax.config.update('jax_num_cpu_devices', 8)
+# Tests build the same tiny programs again and again: each is compiled once per session.
+_cache = tempfile.TemporaryDirectory()
+jax.config.update('jax_compilation_cache_dir', _cache.name)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 import numpy as np  # noqa: E402

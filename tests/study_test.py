@@ -75,11 +75,11 @@ def test_a_stopped_run_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch,
   """Stops in round 2 while sampling, between two updates of round 1 (its batch is saved), and before round 1."""
   real, seen = train.Loop.tick, {'tick': 0}
 
-  def stop_at(loop, arrays, tokens=0):
+  def stop_at(loop, arrays):
     seen['tick'] += 1
     if {'sample': loop.phase == 'sample' and loop.cursor.round == 1, 'evaluate': True, 'update': False}[where]:
       raise train.Stopped
-    return real(loop, arrays, tokens)
+    return real(loop, arrays)
 
   monkeypatch.setattr(train.Loop, 'tick', stop_at)
   if where == 'update':

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 from absl import flags
 from ml_collections import config_flags
@@ -35,7 +36,10 @@ def run(argv: list[str]) -> int:
   load_config(argv, values)
   flags.DEFINE_string('workdir', None, 'folder of the run; the same one again resumes it', flag_values=values)
   summary = 'sample groups, judge them, and update the model, as a config says. --config.KEY=VALUE overrides a key.'
-  if commands.parse('study', values, argv, summary, ('config', 'workdir')) is None:
+  # ml_collections finds the --config.KEY flags in sys.argv, whoever parses.
+  with mock.patch.object(sys, 'argv', ['past study', *argv]):
+    parsed = commands.parse('study', values, argv, summary, ('config', 'workdir'))
+  if parsed is None:
     return 0
   workdir = Path(values.workdir)
   config = values.config
