@@ -108,7 +108,7 @@ def base(size: str) -> ConfigDict:
     every=0,  # rounds; 0: only before and after
     questions=0,  # 0: all
     template='{question}',
-    prompt_length=64 if tiny else 40,
+    prompt_length=64 if tiny else 32,
     answer_length=16,
     chunk=16 if tiny else 32,
     heldout='general',  # general | ''

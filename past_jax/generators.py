@@ -61,7 +61,7 @@ def mixture(parts: Sequence[Generator]) -> Generator:
   def generate(weights, keys_B, prompts, temperature) -> Group:
     groups = []
     for i, part in enumerate(parts):
-      keys = jax.vmap(lambda key: jax.random.fold_in(key, i))(keys_B)
+      keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, i)
       group = part(weights, keys, prompts, temperature)
       groups.append((group, jnp.where(group.source_BxG < 0, -1, i)))
     T = max(group.ids_BxGxT.shape[2] for group, _ in groups)

@@ -49,8 +49,8 @@ def closed_book(
 ):
   """Returns evaluate(params, tick) -> (metrics, samples).
 
-  Metrics: `closed_book/KIND` share answered right (see `is_correct`), `.../n` their number, `.../logp` the mean log-prob
-  in nats of the expected answer after the question, which moves before any answer is right.
+  Metrics: `closed_book/KIND` share answered right (see `is_correct`), `.../n` their number, `.../logp` the mean
+  log-prob in nats of the expected answer after the question, which moves before any answer is right.
   """
   newline = tokenizer.encode('\n')
   stop = jnp.array([*tokenizer.stop_ids, *(newline if len(newline) == 1 else [])])
