@@ -65,9 +65,13 @@ def collector(*, policy: Policy, generate: Generator, judge: Judge, select: Sele
   return Collector(jax.jit(generate), judge, jax.jit(selected), jax.jit(logps), mesh, prompts_per_call)
 
 
-def chunks(total: int, size: int):
-  """Slices of `size` that cover `total`, which `check` made a multiple."""
-  return [slice(i, i + size) for i in range(0, total, size)]
+def parts(total: int, size: int) -> list[np.ndarray]:
+  """Row numbers 0..total, `size` at a time; `check` made `total` a multiple."""
+  return list(np.arange(total).reshape(-1, size))
+
+
+def rows_of(tree, rows: np.ndarray):
+  return jax.tree.map(lambda x: x[rows], tree)
 
 
 def concatenate(trees):
@@ -84,10 +88,10 @@ def fold(key, rows):
 def sample(c: Collector, weights, key, prompts: Prompts, temperature, tick) -> Group:
   """The round's groups, `prompts_per_call` prompts at a time. Cutting differently changes no token."""
   B = prompts.ids_BxP.shape[0]
-  keys_B, groups = fold(key, np.arange(B)), []
-  for rows in chunks(B, c.prompts_per_call):
-    part = put_batch(c.mesh, jax.tree.map(lambda x: x[rows], prompts))
-    group = c.generate(weights, put_batch(c.mesh, keys_B[rows]), part, np.float32(temperature))
+  groups = []
+  for rows in parts(B, c.prompts_per_call):
+    keys_B, part = put_batch(c.mesh, (fold(key, rows), rows_of(prompts, rows)))
+    group = c.generate(weights, keys_B, part, np.float32(temperature))
     groups.append(jax.device_get(tick(group)))
   return put_batch(c.mesh, concatenate(groups))
 
@@ -97,8 +101,7 @@ def sampler_gap(c: Collector, params, group: Group) -> float:
 
   Both at temperature 1 and in the sampling view; given completions are left out.
   """
-  few = jax.tree.map(lambda x: x[: batch_ways(c.mesh)], jax.device_get(group))
-  few = put_batch(c.mesh, few)
+  few = put_batch(c.mesh, rows_of(jax.device_get(group), np.arange(batch_ways(c.mesh))))
   again = c.logps(params, few.prompts, few.ids_BxGxT, few.length_BxG)
   gap = np.abs(np.asarray(again).sum(-1) - np.asarray(few.logps_BxGxT).sum(-1))
   return float(np.where(np.asarray(few.source_BxG) >= 0, gap, 0.0).max())
@@ -106,13 +109,11 @@ def sampler_gap(c: Collector, params, group: Group) -> float:
 
 def score(c: Collector, params, batch: Batch, size: int, tick) -> Batch:
   """`batch` with reference log-probs from one scoring pass, in the update's own shapes and by its own function."""
-  B, parts = batch.length_BxG.shape[0], []
-  batch = jax.device_get(batch)
-  for rows in chunks(B, size):
-    part = put_batch(c.mesh, jax.tree.map(lambda x: x[rows], (batch.prompts, batch.ids_BxGxT, batch.length_BxG)))
-    parts.append(jax.device_get(tick(c.logps(params, *part))))
-  ref = np.concatenate(parts)
-  return put_batch(c.mesh, Batch(**{**vars(batch), 'ref_logps_BxGxT': ref}))
+  batch, scored = jax.device_get(batch), []
+  for rows in parts(len(batch.length_BxG), size):
+    part = put_batch(c.mesh, rows_of((batch.prompts, batch.ids_BxGxT, batch.length_BxG), rows))
+    scored.append(jax.device_get(tick(c.logps(params, *part))))
+  return put_batch(c.mesh, Batch(**{**vars(batch), 'ref_logps_BxGxT': np.concatenate(scored)}))
 
 
 def collect(

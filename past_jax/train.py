@@ -6,7 +6,6 @@ was killed and started again ends with the same bits.
 """
 
 import dataclasses
-import functools
 import json
 import math
 import time
@@ -316,13 +315,10 @@ def compiled_step(loop: Loop, stage: Stage):
   return jax.jit(stage.update.step, donate_argnums=0, out_shardings=(placed, None))
 
 
-@functools.partial(jax.jit, static_argnums=())
-def _take(tree, index_b):
-  return jax.tree.map(lambda x: mesh_lib.constrain(x[index_b], mesh_lib.BATCH), tree)
-
-
+@jax.jit
 def take(tree, index_b):
-  return _take(tree, np.asarray(index_b))
+  """A minibatch: these prompts of every term's batch."""
+  return jax.tree.map(lambda x: mesh_lib.constrain(x[index_b], mesh_lib.BATCH), tree)
 
 
 def update_order(seed: int, c: Cursor, plan, size: int) -> list[np.ndarray]:
