@@ -40,7 +40,9 @@ def define() -> flags.FlagValues:
   flags.DEFINE_string('prompts', None, prompts, flag_values=values)
   integer('group', 4, 'completions per prompt', 1)
   integer('max_new_tokens', 128, 'tokens of a completion, end token included', 1)
-  integer('max_prompt_length', None, 'tokens; a longer prompt loses its beginning. What the context leaves', 1)
+  integer(
+    'max_prompt_length', None, 'tokens; a longer prompt loses its beginning. By default what the context leaves', 1
+  )
   real('temperature', 1.0, '0: greedy', 0)
   real('top_p', 1.0, 'sample from the likeliest tokens that make up this probability; 1: off', 1e-6, 1)
   integer('top_k', 0, 'sample from this many of the likeliest tokens; 0: off', 0)

@@ -26,7 +26,7 @@ def define() -> flags.FlagValues:
     'noend', False, 'leave out the end token that a completion given as a string has', flag_values=values
   )
   most = 'tokens of prompt + completion: a completion longer than that loses its end, and its prompt its beginning, '
-  most += 'to fit. The context'
+  most += 'to fit. By default the context'
   flags.DEFINE_integer('max_length', None, most, 2, flag_values=values)
   return values
 
