@@ -58,6 +58,7 @@ JUDGES = {
   'likelihood': dict(name='likelihood', role='base'),
   'length_normalised': dict(name='length_normalised', role='base'),
   'preference': dict(name='preference', role='base', prompt_length=256),
+  'text': dict(name='text', rule='exact', pattern='', function=''),  # function: module:callable(completion, example)
   'random': dict(name='random'),
   'constant': dict(name='constant', value=0.0),
 }
