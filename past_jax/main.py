@@ -4,8 +4,6 @@ import difflib
 import importlib
 import sys
 
-from past_jax.types import UserError
-
 COMMANDS = {  # name -> (module with run(argv) -> exit code, one line of help)
   'study': ('past_jax.commands.study', 'run a config; the same command again resumes'),
   'sample': ('past_jax.commands.sample', 'completions for the prompts of a JSONL file'),
@@ -30,10 +28,16 @@ def main(argv: list[str]) -> int:
     print(f'past: there is no command {name!r}.{hint} Commands: {", ".join(COMMANDS)}.', file=sys.stderr)
     return 2
   try:
-    return importlib.import_module(COMMANDS[name][0]).run(rest)
-  except UserError as error:
-    print(f'past {name}: {error}', file=sys.stderr)
-    return 2
+    from past_jax.types import UserError  # here, for it imports JAX: help and typos need not wait
+
+    try:
+      return importlib.import_module(COMMANDS[name][0]).run(rest)
+    except UserError as error:
+      print(f'past {name}: {error}', file=sys.stderr)
+      return 2
+  except KeyboardInterrupt:
+    print(f'past {name}: interrupted', file=sys.stderr)
+    return 130
 
 
 def run() -> None:

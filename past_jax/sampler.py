@@ -17,7 +17,7 @@ def filtered(logits, top_k, top_p, min_p):
 
   def apply(logits):
     ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
-    k = jnp.where(top_k > 0, top_k, logits.shape[-1])
+    k = jnp.where(top_k > 0, jnp.minimum(top_k, logits.shape[-1]), logits.shape[-1])
     kth = jnp.take_along_axis(ordered, jnp.full((*logits.shape[:-1], 1), k - 1), axis=-1)
     probs = jax.nn.softmax(jnp.where(ordered >= kth, ordered, -jnp.inf), axis=-1)
     before = jnp.cumsum(probs, axis=-1) - probs  # mass of likelier tokens; the first is always kept
