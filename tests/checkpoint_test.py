@@ -243,6 +243,14 @@ def test_host_is_read_cheaply_from_the_newest_intact(copied):
     checkpoints.latest_host()
 
 
+def test_the_tree_may_depend_on_what_was_saved(two):
+  def make(specs):
+    assert specs['params/layer/kernel'] == ['bfloat16', [8, 8]] and specs['step'] == ['int32', []]
+    return abstract(state())
+
+  assert_same(Checkpoints(two).restore(make).tree, state(8))
+
+
 @pytest.mark.parametrize(
   'other, text',
   [
