@@ -1,15 +1,17 @@
 """Config -> functions. The only module that knows component names, and the only one that reads a config.
 
-`check` lists every problem in the user's words before a device is touched; `build` makes a `Run` of functions.
+`check` lists every problem in the user's words before a device is touched, `check_examples` and `check_model` what only
+the data and the model can tell; `build` makes a `Run` of functions.
 """
 
 import difflib
+import functools
 import inspect
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from past_jax import curricula, generators, judges, losses, mesh, models, render, selects, update
 from past_jax.collect import Collector, Reference, collector
@@ -17,9 +19,9 @@ from past_jax.data import sources, worlds
 from past_jax.data.stream import Stream
 from past_jax.evals.closed_book import closed_book
 from past_jax.evals.perplexity import perplexity
+from past_jax.judges.likelihood_gain import NEEDS
 from past_jax.types import Example, Plan, Update, UserError
 
-RESOURCES = ('policy', 'tokenizer')  # parameters that come from the run, not from the config
 OPTIMIZERS = {'adamw': update.adamw}
 KINDS = {
   'generator': generators.TABLE,
@@ -29,7 +31,51 @@ KINDS = {
 }
 TERMS = ('text', 'group', 'replay')
 ROLES = ('policy', 'base', 'ref')
+PAIRWISE = ('best_vs', 'all_pairs')
+RESOURCES = ('policy', 'tokenizer')  # parameters that come from the run, not from the config
 MAY_CHANGE = ('checkpoint.', 'log.', 'eval.every')  # on resume; and every stage's `rounds`
+
+# Keys that are no component's: a type, or the least value of that type.
+KEYS = {
+  'seed': 0,
+  'stages': tuple,
+  'mesh': dict.fromkeys(mesh.AXES, -1),
+  'model': {'spec': str, 'dtype': str, 'remat': bool},
+  'data': {
+    **dict.fromkeys(('source', 'split', 'text', 'prompt', 'target', 'questions', 'anchors', 'on_error', 'replay'), str),
+    **{'limit': 0, 'shuffle': bool, 'world': {'count': 1, 'seed': 0, 'relations': bool}},
+  },
+  'view': {
+    **dict.fromkeys(('instruction', 'train_view', 'train_instruction'), str),
+    **{'chat': bool, 'prompt_length': 1, 'text_length': 1, 'anchors': 0},
+  },
+  'optimizer': Mapping,
+  'eval': {
+    **{'every': 0, 'questions': 0, 'template': str, 'prompt_length': 1, 'answer_length': 1, 'chunk': 1},
+    **{'heldout': str, 'heldout_texts': 1, 'heldout_length': 2, 'heldout_chunk': 1},
+  },
+  'checkpoint': {'every': 1, 'keep': 1},
+  'log': {'groups': 0},
+}
+STAGE_KEYS = {
+  **{'trains': str, 'rounds': 1, 'batch': 1, 'sample_prompts': 1},
+  **dict.fromkeys(KINDS, Mapping),
+  **{'reference': {'role': str, 'max_gap': 0.0}, 'losses': Mapping, 'replay_batch': 1, 'replay_length': 2},
+}
+# The same for components' keys, where the type of the default does not say it all.
+LEAST = {
+  **dict.fromkeys(('group', 'length', 'chunk', 'ngram', 'target_length'), 1),
+  **{'prompt_length': 2, 'top_k': 0, 'top_p': 0.0, 'min_p': 0.0, 'max_overlap': 0.0},
+  **{'lr': 0.0, 'warmup': 0.0, 'end': 0.0, 'b1': 0.0, 'b2': 0.0, 'eps': 0.0, 'weight_decay': 0.0, 'clip': 0.0},
+}
+CHOICES = {
+  'model.dtype': ('float32', 'bfloat16'),
+  'data.on_error': ('stop', 'skip'),
+  'data.replay': ('general', ''),
+  'view.train_view': render.VIEWS,
+  'eval.heldout': ('general', ''),
+}
+WORDS = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a string', tuple: 'a tuple'}
 
 
 class Stage(NamedTuple):
@@ -43,14 +89,10 @@ class Stage(NamedTuple):
   update: Update
   terms: tuple[str, ...]
   beta: float  # of the DPO term, for the self-test; 0 without one
-  refreshes: bool
+  refreshes: bool  # the role `ref` is in use
   replay: tuple[str, ...]
   replay_batch: int
   replay_length: int
-
-  def updates(self, round_: int) -> int:
-    plan = self.plan(round_)
-    return plan.prompts // self.batch * plan.epochs
 
 
 class Run(NamedTuple):
@@ -58,7 +100,6 @@ class Run(NamedTuple):
   model: models.Model
   mesh: jax.sharding.Mesh
   examples: tuple[Example, ...]
-  skipped: tuple[str, ...]
   stream: Stream
   stages: tuple[Stage, ...]
   evaluate: Callable  # (params, tick) -> (metrics, samples)
@@ -73,37 +114,8 @@ class Run(NamedTuple):
 
 
 def nearest(word: str, words) -> str:
-  near = difflib.get_close_matches(word, list(words), 1)
+  near = difflib.get_close_matches(str(word), [str(w) for w in words], 1)
   return f' Did you mean {near[0]!r}?' if near else ''
-
-
-def problems_of(table: Mapping[str, Callable], config: Mapping, where: str, ignore=()) -> list[str]:
-  """What is wrong with {'name': NAME, key: value, ...} as a call of table[NAME]."""
-  name, given = config['name'], {k for k in config if k not in ('name', *ignore)}
-  if name not in table:
-    return [f'{where}.name={name!r}: choose one of {sorted(table)}.{nearest(name, table)}']
-  takes = {k: p for k, p in inspect.signature(table[name]).parameters.items() if k not in RESOURCES}
-  out = []
-  if strange := sorted(given - set(takes)):
-    hint = 'Pick it by the config argument instead (e.g. :judge=NAME), which sets its keys. '
-    out.append(f'{where}: {name!r} does not take {strange}; it takes {sorted(takes)}. {hint}')
-  required = [k for k, p in takes.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
-  missing = [k for k in required if k not in given and k not in ignore]
-  if missing:
-    out.append(f'{where}: {name!r} also needs {missing}.')
-  return out
-
-
-def component(table: Mapping[str, Callable], config: Mapping, where: str, **resources):
-  """table[config.name](**the other keys, **the resources it names)."""
-  if problems := problems_of(table, config, where):
-    raise UserError('\n'.join(problems))
-  make = table[config['name']]
-  wanted = {k: v for k, v in resources.items() if k in inspect.signature(make).parameters}
-  try:
-    return make(**{k: v for k, v in plain(config).items() if k != 'name'}, **wanted)
-  except (TypeError, ValueError) as error:
-    raise UserError(f'{where}: {error}') from error
 
 
 def plain(config) -> dict:
@@ -123,11 +135,108 @@ def flat(config, prefix='') -> dict[str, Any]:
 
 def differences(old: Mapping, new) -> list[str]:
   """Keys that a resumed run may not change, each with both values."""
-  a, b = flat(old), flat(new)
+  a, b = flat(old), {key: json_like(value) for key, value in flat(new).items()}
   rounds = {f'{stage}.rounds' for stage in plain(new)['stages']}
-  free = lambda key: key in rounds or any(key.startswith(p) for p in MAY_CHANGE)
+  free = lambda key: key in rounds or key.startswith(MAY_CHANGE)
   show = lambda d, key: repr(d[key]) if key in d else 'absent'
-  return [f'{k}: {show(a, k)} -> {show(b, k)}' for k in sorted({*a, *b}) if a.get(k) != b.get(k) and not free(k)]
+  same = lambda key: key in a and key in b and a[key] == b[key]
+  return [f'{k}: {show(a, k)} -> {show(b, k)}' for k in sorted({*a, *b}) if not same(k) and not free(k)]
+
+
+def json_like(value):
+  """Tuples as lists, also inside: what a value is after a round through JSON."""
+  if isinstance(value, Mapping):
+    return {key: json_like(v) for key, v in value.items()}
+  return [json_like(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+def wrong_value(value, wanted) -> str:
+  """What `value` should be instead, or ''. `wanted`: a type, or a number: that type and at least it."""
+  kind, least = (wanted, None) if isinstance(wanted, type) else (type(wanted), wanted)
+  fits = {float: int | float, tuple: tuple | list}.get(kind, kind)
+  if not isinstance(value, fits) or (isinstance(value, bool) and kind is not bool):
+    return WORDS.get(kind, 'a dict of keys')
+  if least is not None and not (value >= least and value < math.inf):
+    return f'{WORDS[kind]} of at least {least}'
+  return ''
+
+
+def key_problems(config: Mapping, keys: Mapping, where: str = 'config', more: Sequence[str] = ()) -> list[str]:
+  """Keys of `config` that are missing, unknown (unless among `more`), or of a wrong type."""
+  out = []
+  for key in config:
+    if key not in keys and key not in more:
+      out.append(f'{where}.{key}: there is no such key.{nearest(key, keys)}')
+  for key, wanted in keys.items():
+    if key not in config:
+      out.append(f'{where}.{key} is missing.')
+    elif isinstance(wanted, Mapping) and isinstance(config[key], Mapping):
+      out += key_problems(config[key], wanted, f'{where}.{key}')
+    elif problem := wrong_value(config[key], Mapping if isinstance(wanted, Mapping) else wanted):
+      out.append(f'{where}.{key}={config[key]!r} must be {problem}.')
+  return out
+
+
+def component_problems(table: Mapping[str, Callable], config: Mapping, where: str, more: Mapping = {}) -> list[str]:
+  """What is wrong with {'name': NAME, key: value, ...} as a call of table[NAME]; `more`: further keys it needs."""
+  if 'name' not in config:
+    return [f'{where}.name is missing: choose one of {", ".join(table)}.']
+  name = config['name']
+  if name not in table:
+    return [f'{where}.name={name!r}: choose one of {", ".join(table)}.{nearest(name, table)}']
+  takes = {k: p for k, p in inspect.signature(table[name]).parameters.items() if k not in RESOURCES}
+  out = [f'{where}.{k} is missing.' for k in more if k not in config]
+  strange = [k for k in config if k not in takes and k not in more and k != 'name']
+  if strange:
+    kind = where.rpartition('.')[2]
+    near = nearest(strange[0], takes)
+    hint = near or (
+      f' To change the name, replace all of it: --{where}="{{\'name\': {name!r}}}"'
+      + (f', or :{kind}={name} after the config file.' if kind in ('judge', 'select') else '.')
+    )
+    out.append(f'{where}: {name!r} does not take {", ".join(strange)}; it takes {", ".join(takes) or "no keys"}.{hint}')
+  for key, value in config.items():
+    default = takes[key].default if key in takes else None
+    wanted = more.get(key, LEAST.get(key, type(default)))
+    typed = wanted in (int, float, bool) or not isinstance(wanted, type)
+    if typed and (problem := wrong_value(value, wanted)):
+      out.append(f'{where}.{key}={value!r} must be {problem}.')
+    if key == 'role' and value not in ROLES:
+      out.append(f'{where}.role={value!r}: choose one of {", ".join(ROLES)}.{nearest(value, ROLES)}')
+  return out
+
+
+def arguments(table: Mapping[str, Callable], config: Mapping) -> dict[str, Any]:
+  """The keys of a component with the defaults of those that the config leaves out."""
+  parameters = inspect.signature(table[config['name']]).parameters
+  defaults = {k: p.default for k, p in parameters.items() if k not in RESOURCES and p.default is not p.empty}
+  return defaults | plain(config)
+
+
+def component(table: Mapping[str, Callable], config: Mapping, where: str, **resources):
+  """table[config.name](**the other keys, **the resources it names)."""
+  make = table[config['name']]
+  wanted = {k: v for k, v in resources.items() if k in inspect.signature(make).parameters}
+  try:
+    return make(**{k: v for k, v in plain(config).items() if k != 'name'}, **wanted)
+  except UserError as error:
+    raise UserError(f'{where}: {error}') from error
+
+
+def plans_of(stage) -> tuple[Callable[[int], Plan], list[Plan]]:
+  """The curriculum, and the plan of every round."""
+  plan = component(curricula.TABLE, stage.curriculum, 'curriculum')
+  return plan, [plan(round_) for round_ in range(stage.rounds)]
+
+
+def losses_of(stage) -> dict[str, dict[str, tuple[float, Mapping]]]:
+  """{term: {loss: (weight, its keys as of a component)}}."""
+
+  def split(loss, keys):
+    return keys['weight'], {'name': loss, **{k: v for k, v in keys.items() if k != 'weight'}}
+
+  terms = plain(stage.losses).items()
+  return {term: {loss: split(loss, keys) for loss, keys in named.items()} for term, named in terms}
 
 
 # --- check --------------------------------------------------------------------------------------------------------
@@ -135,210 +244,198 @@ def differences(old: Mapping, new) -> list[str]:
 
 def check(config, devices: int) -> list[str]:
   """Every problem that can be told without data, weights or devices, one sentence each; empty: none."""
-  out: list[str] = []
-  shape = {axis: config.mesh[axis] for axis in mesh.AXES}
-  fixed = int(np.prod([n for n in shape.values() if n != -1]))
-  if list(shape.values()).count(-1) > 1 or any(n == 0 or n < -1 for n in shape.values()):
-    out.append(f'config.mesh={shape}: sizes are positive, and at most one is -1 (all devices that are left).')
-    return out
-  if fixed > devices or (-1 not in shape.values() and devices % fixed):
-    out.append(f'config.mesh={shape} needs {fixed} devices; this machine has {devices}.')
-    return out
+  tree, values = plain(config), flat(config)
+  stages = tree['stages'] if isinstance(tree.get('stages'), tuple | list) else ()
+  unlisted = [k for k, v in tree.items() if isinstance(v, Mapping) and 'rounds' in v]  # stages left out of the run
+  out = key_problems(tree, KEYS, more=(*stages, *unlisted))
+  if 'stages' in tree and not stages:
+    out.append("config.stages is empty: name at least one stage, as in ('study',).")
+  for name in stages:
+    if isinstance(tree.get(name), Mapping):
+      out += key_problems(tree[name], STAGE_KEYS, f'config.{name}')
+    else:
+      out.append(f'config.stages names {name!r}, but there is no config.{name}.{nearest(name, unlisted)}')
+  if out:
+    return out  # what follows reads these keys
+
+  shape = plain(config.mesh)
+  fixed = math.prod(n for n in shape.values() if n != -1)
+  if list(shape.values()).count(-1) > 1 or fixed == 0:
+    return [f'config.mesh={shape}: sizes are positive, and at most one is -1 (all devices that are left).']
+  if fixed > devices:
+    return [f'config.mesh={shape} needs {fixed} devices; this machine has {devices}.']
   sizes = {axis: devices // fixed if n == -1 else n for axis, n in shape.items()}
   ways = sizes['data'] * sizes['fsdp']
 
-  def multiple(key, value, of, what):
-    if value < 1 or value % of:
-      out.append(f'config.{key}={value} must be a positive multiple of {of} ({what}).')
-
-  if config.model.dtype not in ('float32', 'bfloat16'):
-    out.append(f"config.model.dtype={config.model.dtype!r}: choose 'float32' or 'bfloat16'.")
-  if config.view.train_view not in render.VIEWS:
-    out.append(f'config.view.train_view={config.view.train_view!r}: choose one of {list(render.VIEWS)}.')
-  if config.data.on_error not in ('stop', 'skip'):
-    out.append(f"config.data.on_error={config.data.on_error!r}: choose 'stop' or 'skip'.")
-  for key, value in (('data.replay', config.data.replay), ('eval.heldout', config.eval.heldout)):
-    if value not in ('general', ''):
-      out.append(f"config.{key}={value!r}: choose 'general' or '' (none).")
-  out += problems_of(OPTIMIZERS, config.optimizer, 'config.optimizer', ('lr', 'warmup', 'end', 'learning_rate'))
-  multiple('eval.chunk', config.eval.chunk, ways, 'mesh data x fsdp')
-  multiple('eval.heldout_chunk', config.eval.heldout_chunk, ways, 'mesh data x fsdp')
-  if not config.stages:
-    out.append('config.stages is empty: name at least one stage.')
+  for key, choices in CHOICES.items():
+    if (value := values[key]) not in choices:
+      out.append(f'config.{key}={value!r}: choose one of {", ".join(map(repr, choices))}.{nearest(value, choices)}')
+  schedule = {'lr': 0.0, 'warmup': 0.0, 'end': 0.0}
+  out += component_problems(OPTIMIZERS, tree['optimizer'], 'config.optimizer', schedule)
   for name in config.stages:
-    if name not in config:
-      out.append(f'config.stages names {name!r}, but there is no config.{name}.{nearest(name, config)}')
-      continue
-    out += check_stage(config, name, multiple, ways)
+    out += stage_problems(config, name)
+  batches = ['eval.chunk', 'eval.heldout_chunk']
+  for name in config.stages:
+    replay = ['replay_batch'] if 'replay' in config[name].losses else []
+    batches += [f'{name}.{key}' for key in ('batch', 'sample_prompts', *replay)]
+  for key in batches:
+    if (value := values[key]) % ways:
+      out.append(f'config.{key}={value} must be a multiple of {ways}, the devices of the mesh axes data x fsdp.')
   return out
 
 
-def check_stage(config, name: str, multiple, ways: int) -> list[str]:
-  out, s, at = [], config[name], f'config.{name}'
-  if s.rounds < 1:
-    out.append(f'{at}.rounds={s.rounds}: at least 1.')
+def stage_problems(config, name: str) -> list[str]:
+  s, at = config[name], f'config.{name}'
+  out = [p for kind, table in KINDS.items() for p in component_problems(table, plain(s[kind]), f'{at}.{kind}')]
+  if not s.losses:
+    out.append(f'{at}.losses is empty: give at least one term of {", ".join(TERMS)}.')
+  for term, named in plain(s.losses).items():
+    if term not in TERMS:
+      out.append(f'{at}.losses.{term}: choose from {", ".join(TERMS)}.{nearest(term, TERMS)}')
+    if not isinstance(named, Mapping) or not named or not all(isinstance(keys, Mapping) for keys in named.values()):
+      out.append(f'{at}.losses.{term}={named!r} must be losses with their keys, like {{"nll": {{"weight": 1.0}}}}.')
+      continue
+    for loss, keys in named.items():
+      where = f'{at}.losses.{term}.{loss}'
+      if loss not in losses.TABLE:
+        out.append(f'{where}: choose from {", ".join(losses.TABLE)}.{nearest(loss, losses.TABLE)}')
+      else:
+        out += component_problems(losses.TABLE, {'name': loss, **keys}, where, {'weight': 0.0})
   if s.trains != 'policy':
     out.append(f"{at}.trains={s.trains!r}: only 'policy' can be trained so far.")
-  multiple(f'{name}.batch', s.batch, ways, 'mesh data x fsdp')
-  multiple(f'{name}.sample_prompts', s.sample_prompts, ways, 'mesh data x fsdp')
-  wrong = [p for kind, table in KINDS.items() for p in problems_of(table, s[kind], f'{at}.{kind}')]
-  out += wrong
   if s.reference.role not in ROLES:
-    out.append(f'{at}.reference.role={s.reference.role!r}: choose one of {list(ROLES)}.')
-  if not s.losses:
-    out.append(f'{at}.losses is empty: give at least one term of {list(TERMS)}.')
-  for term, named in s.losses.items():
-    if term not in TERMS:
-      out.append(f'{at}.losses.{term}: choose from {list(TERMS)}.{nearest(term, TERMS)}')
-    for loss, keys in named.items():
-      if loss in losses.TABLE and 'weight' not in keys:
-        out.append(f'{at}.losses.{term}.{loss} needs a weight.')
-      out += problems_of(losses.TABLE, {'name': loss, **keys}, f'{at}.losses.{term}.{loss}', ('weight',))
+    out.append(f'{at}.reference.role={s.reference.role!r}: choose one of {", ".join(ROLES)}.')
   if 'replay' in s.losses:
-    multiple(f'{name}.replay_batch', s.replay_batch, ways, 'mesh data x fsdp')
     if not config.data.replay:
       out.append(f"{at}.losses.replay needs texts: set config.data.replay='general' or drop the term.")
-  if wrong:
-    return out
+    if s.replay_batch > (most := len(worlds.general('replay'))):
+      out.append(f'{at}.replay_batch={s.replay_batch}: there are {most} texts to replay.')
+  if out:
+    return out  # what follows makes the components
+
   try:
-    plans = [component(curricula.TABLE, s.curriculum, f'{at}.curriculum')(r) for r in range(s.rounds)]
+    _, plans = plans_of(s)
+    component(selects.TABLE, s.select, 'select')
+    for named in losses_of(s).values():
+      for _, keys in named.values():
+        component(losses.TABLE, keys, 'losses')
   except UserError as error:
-    return [*out, str(error)]
+    return [f'{at}.{error}']
   for count in sorted({plan.prompts for plan in plans}):
-    for key, of in (('batch', s.batch), ('sample_prompts', s.sample_prompts)):
-      if of > 0 and (count < 1 or count % of):
-        out.append(f'{at}.curriculum.prompts={count} must be a positive multiple of {at}.{key}={of}.')
-  if any(plan.epochs < 1 for plan in plans):
-    out.append(f'{at}.curriculum.epochs must be at least 1.')
-  if any(plan.temperature < 0 for plan in plans):
-    out.append(f'{at}.curriculum.temperature must not be negative.')
-  if 'group' in s.losses:
-    pairwise = s.select.name in ('best_vs', 'all_pairs')
-    if s.generator.name == 'sampler' and s.generator.group < 1:
-      out.append(f'{at}.generator.group={s.generator.group}: at least 1.')
-    elif s.generator.name == 'sampler' and s.generator.group < 2 and pairwise:
-      out.append(f'{at}.generator.group=1, but select {s.select.name!r} compares completions: at least 2.')
-    if 'dpo' in s.losses.group and not pairwise:
-      out.append(f'{at}.losses.group.dpo needs pairs; select {s.select.name!r} makes none (best_vs, all_pairs do).')
-    if s.generator.name == 'given' and any(plan.anchor_source != 'given' for plan in plans):
-      out.append(f"{at}.generator 'given' needs {at}.curriculum.anchor_source='given' and config.view.anchors > 0.")
-    if any(plan.anchor_source == 'given' for plan in plans) and config.view.anchors < 1:
-      out.append(f"{at}.curriculum.anchor_source='given' needs config.view.anchors of at least 1.")
+    for key in ('batch', 'sample_prompts'):
+      if count % s[key]:
+        out.append(f'{at}.curriculum.prompts={count} must be a multiple of {at}.{key}={s[key]}.')
+  if strange := {role for plan in plans for role in plan.refresh} - {'ref'}:
+    out.append(f"{at}.curriculum.refresh={sorted(strange)}: only the role 'ref' can be refreshed.")
+  if 'group' not in s.losses:
+    return out
+
+  given = s.generator.name == 'given'
+  size_key = 'config.view.anchors' if given else f'{at}.generator.group'
+  size = config.view.anchors if given else arguments(generators.TABLE, s.generator)['group']
+  if any(plan.anchor_source == 'given' for plan in plans) and config.view.anchors < 1:
+    out.append(f"{at}.curriculum.anchor_source='given' needs config.view.anchors of at least 1.")
+  elif given and any(plan.anchor_source != 'given' for plan in plans):
+    out.append(f"{at}.generator 'given' needs {at}.curriculum.anchor_source='given'.")
+  elif size < 2 and s.select.name in PAIRWISE:
+    out.append(f'{size_key}={size}, but select {s.select.name!r} compares completions: at least 2.')
+  if 'dpo' in s.losses.group and s.select.name not in PAIRWISE:
+    out.append(f'{at}.losses.group.dpo needs pairs; select {s.select.name!r} makes none ({" and ".join(PAIRWISE)} do).')
+  return out
+
+
+def check_examples(config, examples: Sequence[Example]) -> list[str]:
+  """What the stages need of the rows and some row lacks; names the first such row."""
+  needs = {}  # field -> who needs it
+  for name in config.stages:
+    s, at = config[name], f'config.{name}'
+    if 'text' in s.losses:
+      needs.setdefault('text', f'{at}.losses.text')
+    if 'group' in s.losses:
+      judge = arguments(judges.TABLE, s.judge)
+      if judge['name'] == 'likelihood_gain' and judge['target'] in NEEDS:
+        needs.setdefault(NEEDS[judge['target']], f'{at}.judge with target={judge["target"]!r}')
+      if judge['name'] == 'text' and judge['rule'] in ('exact', 'numeric'):
+        needs.setdefault('target', f'{at}.judge with rule={judge["rule"]!r}')
+      if s.generator.name == 'given':
+        needs.setdefault('anchors', f'{at}.generator')
+  out = []
+  for field, who in needs.items():
+    lacking = [e.where or f'row {i}' for i, e in enumerate(examples) if not getattr(e, field)]
+    if lacking:
+      some = f'{len(lacking)} of {len(examples)} rows have' if len(lacking) < len(examples) else 'no row has'
+      out.append(
+        f'{who} needs {field!r}, and {some} {"none" if len(lacking) < len(examples) else "any"} '
+        f'(the first: {lacking[0]}). --config.data.{field}=COLUMN names where it is.'
+      )
   return out
 
 
 def check_model(config, model: models.Model) -> list[str]:
   """Problems that only the model's shape can tell."""
-  c, out = model.config, []
-  lengths = {'eval.prompt_length + eval.answer_length': config.eval.prompt_length + config.eval.answer_length}
-  lengths |= {'view.text_length': config.view.text_length, 'eval.heldout_length': config.eval.heldout_length}
+  c, view, e = model.config, config.view, config.eval
+  lengths = {
+    'eval.prompt_length + eval.answer_length': e.prompt_length + e.answer_length,
+    'view.text_length': view.text_length,
+    'eval.heldout_length': e.heldout_length,
+  }
   for name in config.stages:
-    if config[name].generator.name == 'sampler':
-      total = config.view.prompt_length + config[name].generator.length
-      lengths[f'view.prompt_length + {name}.generator.length'] = total
-  out += [f'config.{k} = {n} tokens; the model has room for {c.context}.' for k, n in lengths.items() if n > c.context]
+    s = config[name]
+    if 'replay' in s.losses:
+      lengths[f'{name}.replay_length'] = s.replay_length
+    if 'group' in s.losses:
+      key, completion = completion_length(config, name)
+      lengths[f'view.prompt_length + {key}'] = view.prompt_length + completion
+      judge = arguments(judges.TABLE, s.judge)
+      if 'target_length' in judge:
+        lengths[f'{key} + {name}.judge.target_length'] = completion + judge['target_length']
+      if 'prompt_length' in judge:
+        lengths[f'{name}.judge.prompt_length'] = judge['prompt_length']
+  out = [f'config.{k} = {n} tokens; the model has room for {c.context}.' for k, n in lengths.items() if n > c.context]
   tensor = config.mesh.tensor
   if tensor > 0 and (c.heads % tensor or c.kv_heads % tensor):
     out.append(f'config.mesh.tensor={tensor} does not divide the {c.heads} and {c.kv_heads} heads of the model.')
   return out
 
 
+def completion_length(config, name: str) -> tuple[str, int]:
+  """The key that says how long a stage's completions are, and T: what is given may be as long as texts."""
+  if config[name].generator.name == 'sampler':
+    return f'{name}.generator.length', arguments(generators.TABLE, config[name].generator)['length']
+  return 'view.text_length', config.view.text_length
+
+
 # --- build --------------------------------------------------------------------------------------------------------
 
 
 def load_examples(config) -> sources.Loaded:
+  """The data, read on the host."""
   d = config.data
-  fields = ('text', 'prompt', 'target', 'questions', 'anchors')
-  world = d.source.startswith('world:')
   return sources.load(
     d.source,
-    columns={field: d[field] for field in fields},
+    columns={field: d[field] for field in sources.FIELDS},
     split=d.split,
     on_error=d.on_error,
     limit=d.limit,
-    world=plain(d.world) if world else None,
+    world=plain(d.world) if d.source.startswith('world:') else None,
   )
 
 
-def build_stage(config, name: str, model: models.Model, mesh_, total: int) -> Stage:
-  s, at = config[name], f'config.{name}'
-  resources = dict(policy=model.policy, tokenizer=model.tokenizer)
-  plan = component(curricula.TABLE, s.curriculum, f'{at}.curriculum')
-  plans = [plan(r) for r in range(s.rounds)]
-  o = plain(config.optimizer)
-  rate = update.schedule(lr=o.pop('lr'), warmup=o.pop('warmup'), end=o.pop('end'), total=total)
-  terms = {}
-  for term, named in s.losses.items():
-    parts = [
-      (keys['weight'], loss, losses.TABLE[loss](**{k: v for k, v in keys.items() if k != 'weight'}))
-      for loss, keys in plain(named).items()
-    ]
-    terms[term] = (1.0, losses.add(parts))
-  step = update.gradient(
-    policy=model.policy,
-    losses=terms,
-    optimizer=OPTIMIZERS[o.pop('name')](learning_rate=rate, **o),
-    learning_rate=rate,
-  )
-  collect, reference = None, None
-  if 'group' in s.losses:
-    collect = collector(
-      policy=model.policy,
-      generate=component(generators.TABLE, s.generator, f'{at}.generator', **resources),
-      judge=component(judges.TABLE, s.judge, f'{at}.judge', **resources),
-      select=component(selects.TABLE, s.select, f'{at}.select'),
-      mesh=mesh_,
-      prompts_per_call=s.sample_prompts,
-    )
-    reference = Reference(
-      role=s.reference.role,
-      sampled_by=s.generator.role,
-      one_update=all(p.prompts == s.batch and p.epochs == 1 for p in plans),
-      same_view=config.view.train_view == 'same' and s.generator.name == 'sampler',
-      max_gap=s.reference.max_gap,
-      chunk=s.batch,
-    )
-  view = plain(config.view)
-  length = s.generator.length if s.generator.name == 'sampler' else view['text_length']
-  return Stage(
-    name=name,
-    rounds=s.rounds,
-    batch=s.batch,
-    plan=plan,
-    collector=collect,
-    reference=reference,
-    render=render.renderer(tokenizer=model.tokenizer, completion_length=length, **view),
-    update=step,
-    terms=tuple(s.losses),
-    beta=s.losses.group.dpo.beta if 'group' in s.losses and 'dpo' in s.losses.group else 0.0,
-    refreshes=(reference is not None and reference.role == 'ref') or any(p.refresh for p in plans),
-    replay=worlds.general('replay') if 'replay' in s.losses else (),
-    replay_batch=s.replay_batch,
-    replay_length=s.replay_length,
-  )
+def build(config, model: models.Model, examples: Sequence[Example]) -> Run:
+  """The whole run as functions, of a config without problems. Nothing runs on a device yet.
 
-
-def build(config, model: models.Model) -> Run:
-  """The whole run as functions. Reads the data; touches no device."""
-  loaded = load_examples(config)
-  mesh_ = mesh.make({axis: config.mesh[axis] for axis in mesh.AXES})
-  shuffle = config.data.shuffle
-  stream = Stream(len(loaded.examples), config.seed, shuffle)
-  totals = {}
-  for name in config.stages:
-    s = config[name]
-    plan = component(curricula.TABLE, s.curriculum, f'config.{name}.curriculum')
-    totals[name] = sum(plan(r).prompts // s.batch * plan(r).epochs for r in range(s.rounds))
-  stages = tuple(build_stage(config, name, model, mesh_, totals[name]) for name in config.stages)
-  evaluate, calls = build_evaluation(config, model, mesh_, loaded.examples)
+  Raises:
+    UserError: what a component says about its keys.
+  """
+  mesh_ = mesh.make(config.mesh)
+  evaluate, calls = build_evaluation(config.eval, model, mesh_, examples)
   return Run(
     seed=config.seed,
     model=model,
     mesh=mesh_,
-    examples=loaded.examples if isinstance(loaded.examples, tuple) else tuple(loaded.examples),
-    skipped=loaded.skipped,
-    stream=stream,
-    stages=stages,
+    examples=tuple(examples),
+    stream=Stream(len(examples), config.seed, config.data.shuffle),
+    stages=tuple(build_stage(config, name, model, mesh_) for name in config.stages),
     evaluate=evaluate,
     eval_calls=calls,
     eval_every=config.eval.every,
@@ -348,8 +445,70 @@ def build(config, model: models.Model) -> Run:
   )
 
 
-def build_evaluation(config, model, mesh_, examples):
-  e = config.eval
+def build_stage(config, name: str, model: models.Model, mesh_) -> Stage:
+  s, at = config[name], f'config.{name}'
+  plan, plans = plans_of(s)
+  collect = reference = None
+  roles = {s.reference.role, *(role for p in plans for role in p.refresh)}
+  if 'group' in s.losses:
+    make = functools.partial(component, policy=model.policy, tokenizer=model.tokenizer)
+    collect = collector(
+      policy=model.policy,
+      generate=make(generators.TABLE, s.generator, f'{at}.generator'),
+      judge=make(judges.TABLE, s.judge, f'{at}.judge'),
+      select=make(selects.TABLE, s.select, f'{at}.select'),
+      mesh=mesh_,
+      prompts_per_call=s.sample_prompts,
+    )
+    sampled_by = arguments(generators.TABLE, s.generator)['role']
+    roles |= {sampled_by, arguments(judges.TABLE, s.judge).get('role', 'policy')}
+    reference = Reference(
+      role=s.reference.role,
+      sampled_by=sampled_by,
+      one_update=all(p.prompts == s.batch and p.epochs == 1 for p in plans),
+      same_view=config.view.train_view == 'same' and s.generator.name == 'sampler',
+      max_gap=s.reference.max_gap,
+      chunk=s.batch,
+    )
+  dpo = losses_of(s).get('group', {}).get('dpo')
+  return Stage(
+    name=name,
+    rounds=s.rounds,
+    batch=s.batch,
+    plan=plan,
+    collector=collect,
+    reference=reference,
+    render=render.renderer(
+      tokenizer=model.tokenizer, completion_length=completion_length(config, name)[1], **plain(config.view)
+    ),
+    update=build_update(config.optimizer, s, model, sum(p.prompts // s.batch * p.epochs for p in plans)),
+    terms=tuple(s.losses),
+    beta=arguments(losses.TABLE, dpo[1])['beta'] if dpo else 0.0,
+    refreshes=collect is not None and 'ref' in roles,
+    replay=worlds.general('replay') if 'replay' in s.losses else (),
+    replay_batch=s.replay_batch,
+    replay_length=s.replay_length,
+  )
+
+
+def build_update(optimizer, stage, model: models.Model, total: int) -> Update:
+  """One optimizer step on the stage's losses; the learning rate's schedule spans the stage's `total` updates."""
+  o = plain(optimizer)
+  rate = update.schedule(lr=o.pop('lr'), warmup=o.pop('warmup'), end=o.pop('end'), total=total)
+  terms = {
+    term: losses.add([(w, loss, component(losses.TABLE, keys, 'losses')) for loss, (w, keys) in named.items()])
+    for term, named in losses_of(stage).items()
+  }
+  return update.gradient(
+    policy=model.policy,
+    losses={term: (1.0, loss) for term, loss in terms.items()},
+    optimizer=OPTIMIZERS[o.pop('name')](learning_rate=rate, **o),
+    learning_rate=rate,
+  )
+
+
+def build_evaluation(e, model: models.Model, mesh_, examples: Sequence[Example]):
+  """(evaluate, how many device calls it makes): recall of the examples' questions, and held-out perplexity."""
   resources = dict(policy=model.policy, tokenizer=model.tokenizer, mesh=mesh_)
   questions = [q for example in examples for q in example.questions]
   if e.questions:

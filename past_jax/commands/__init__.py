@@ -16,7 +16,7 @@ def parse(command: str, values: flags.FlagValues, argv: Sequence[str], summary: 
   """
   if any(a in ('-h', '--help', '-help') for a in argv):
     print(f'past {command}: {summary}\n')
-    print(values.main_module_help() if False else describe(values))
+    print(describe(values))
     return None
   try:
     rest = values([command, *argv])[1:]
@@ -24,7 +24,7 @@ def parse(command: str, values: flags.FlagValues, argv: Sequence[str], summary: 
     near = difflib.get_close_matches(error.flagname, list(values), 1)
     hint = f' Did you mean --{near[0]}?' if near else f' past {command} --help lists them.'
     raise UserError(f'there is no flag --{error.flagname}.{hint}') from None
-  except (flags.Error, AttributeError, TypeError, KeyError, ValueError) as error:
+  except flags.Error as error:
     raise UserError(str(error).strip().splitlines()[0]) from None
   if rest:
     raise UserError(f'unexpected argument {rest[0]!r}; flags are written --name=value.')
@@ -35,11 +35,10 @@ def parse(command: str, values: flags.FlagValues, argv: Sequence[str], summary: 
 
 
 def describe(values: flags.FlagValues) -> str:
+  """Every flag with its help and default, one a line."""
   lines = []
   for name in sorted(values):
     flag = values[name]
-    if flag.short_name == name:
-      continue
     default = '' if flag.default in (None, '') else f' (default {flag.default})'
     lines.append(f'  --{name}  {flag.help}{default}')
   return '\n'.join(lines)

@@ -1,48 +1,141 @@
 """past study: run a config in a workdir; the same command again resumes."""
 
+import ast
 import difflib
+import errno
+import importlib.util
 import json
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
-from unittest import mock
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 
 from past_jax import commands
 from past_jax.types import UserError
 
+SUMMARY = 'sample groups, judge them, and update the model, as a config says. --config.KEY=VALUE overrides a key.'
+KINDS = {bool: 'true or false', int: 'a whole number', float: 'a number', tuple: "a tuple, like ('a', 'b')"}
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
-def load_config(argv: list[str], values: flags.FlagValues):
-  """The config that --config=FILE[:ARGS] and --config.a.b=VALUE flags describe, locked; None when help was asked."""
-  spec = next((a.split('=', 1)[1] for a in argv if a.startswith('--config=')), None)
-  if spec is not None:
-    file = Path(spec.partition(':')[0])
-    if not file.is_file():
-      folder = file.parent if file.parent.is_dir() else Path('.')
-      near = difflib.get_close_matches(file.name, [p.name for p in folder.glob('*.py')], 1)
-      hint = f' Did you mean {folder / near[0]}?' if near else ''
-      raise UserError(f'--config={spec}: there is no file {str(file)!r}.{hint}')
-    # Configs import their shared parts as `configs.common`, from wherever the command is run.
-    sys.path.insert(0, str(file.resolve().parent.parent))
-  config_flags.DEFINE_config_file('config', None, 'FILE.py[:key=value,...]', flag_values=values)
-  return values
+
+# --- config from the command line ---------------------------------------------------------------------------------
+
+
+def load_config(spec: str) -> ConfigDict:
+  """The config that FILE.py:ARGS describes: what the file's get_config(ARGS) returns, locked.
+
+  Raises:
+    UserError: no such file (with the nearest), or it fails (with the line).
+  """
+  name, _, args = spec.partition(':')
+  file = Path(name)
+  if not file.is_file():
+    folder = file.parent if file.parent.is_dir() else Path('.')
+    near = difflib.get_close_matches(file.name, [p.name for p in folder.glob('*.py')], 1)
+    hint = f' Did you mean {folder / near[0]}?' if near else ''
+    raise UserError(f'--config={spec}: there is no file {name!r}.{hint}')
+  # Configs import their shared parts as `configs.common`, from wherever the command is run.
+  root = str(file.resolve().parent.parent)
+  if root not in sys.path:
+    sys.path.insert(0, root)
+  try:
+    found = importlib.util.spec_from_file_location('config', file)
+    if found is None:
+      raise UserError(f'--config={spec}: a config is a Python file, FILE.py.')
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    config = module.get_config(args)
+  except UserError:
+    raise
+  except Exception as error:  # the file is the user's: it may fail in any way
+    raise UserError(f'--config={spec}: {explained(error)}') from error
+  if not isinstance(config, ConfigDict):
+    raise UserError(f'--config={spec}: its get_config(arg) returns {type(config).__name__}, not a ConfigDict.')
+  return config.lock()
+
+
+def explained(error: Exception) -> str:
+  """What a config's exception says, and where, unless it was raised on purpose: then the message is for the user."""
+  if isinstance(error, SyntaxError):
+    return f'{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}'
+  last = traceback.extract_tb(error.__traceback__)[-1]
+  if isinstance(error, ValueError) and (last.line or '').startswith('raise '):
+    return str(error)
+  return f'{last.filename}:{last.lineno}: {type(error).__name__}: {error}'
+
+
+def override(config: ConfigDict, flag: str) -> None:
+  """Applies --config.KEY=VALUE, the value read as the type that the config has there.
+
+  Raises:
+    UserError: no such key (with the nearest), or a value of another type.
+  """
+  path, given, text = flag.lstrip('-').removeprefix('config.').partition('=')
+  *parents, last = path.split('.')
+  node, at = config, 'config'
+  for name in (*parents, last):
+    if not isinstance(node, ConfigDict):
+      raise UserError(f'--config.{path}: {at} is a value ({node!r}), not a group of keys.')
+    if name not in node:
+      near = difflib.get_close_matches(name, node, 1)
+      hint = f' Did you mean {at}.{near[0]}?' if near else ''
+      raise UserError(f'--config.{path}: {at} has no key {name!r}; it has {", ".join(node)}.{hint}')
+    parent, node, at = node, node[name], f'{at}.{name}'
+  if not given and not isinstance(node, bool):
+    raise UserError(f'{flag} has no value; write {flag}=VALUE. The config has {node!r}.')
+  try:
+    parent[last] = value(node, text if given else 'true')
+  except (ValueError, SyntaxError, KeyError):
+    kind = 'a dict of keys' if isinstance(node, ConfigDict) else KINDS[type(node)]
+    raise UserError(f'{flag}: expected {kind}. The config has {node!r}.') from None
+
+
+def value(old, text: str):
+  """`text` as a value of the type of `old`."""
+  if isinstance(old, bool):
+    return {'true': True, 'false': False, '1': True, '0': False}[text.lower()]
+  if isinstance(old, int | float | str):
+    return type(old)(text)
+  if isinstance(old, tuple):
+    try:
+      read = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+      read = tuple(filter(None, text.split(',')))  # names without quotes
+    return tuple(read) if isinstance(read, tuple | list) else (read,)
+  read = ast.literal_eval(text)
+  if not isinstance(read, dict):
+    raise ValueError
+  return ConfigDict(read)
+
+
+def read_flags(argv: list[str]):
+  """(config, workdir) as the command line says; None when help was asked for, and printed."""
+  values = flags.FlagValues()
+  flags.DEFINE_string('config', None, 'FILE.py[:key=value,...]', flag_values=values)
+  flags.DEFINE_string('workdir', None, 'folder of the run; the same one again resumes it', flag_values=values)
+  overrides = [a for a in argv if a.startswith(('--config.', '-config.'))]
+  rest = [a for a in argv if a not in overrides]
+  if commands.parse('study', values, rest, SUMMARY, ('config', 'workdir')) is None:
+    return None
+  config = load_config(values.config)
+  for flag in overrides:
+    override(config, flag)
+  return config, Path(values.workdir)
+
+
+# --- the command --------------------------------------------------------------------------------------------------
 
 
 def run(argv: list[str]) -> int:
-  values = flags.FlagValues()
-  load_config(argv, values)
-  flags.DEFINE_string('workdir', None, 'folder of the run; the same one again resumes it', flag_values=values)
-  summary = 'sample groups, judge them, and update the model, as a config says. --config.KEY=VALUE overrides a key.'
-  # ml_collections finds the --config.KEY flags in sys.argv, whoever parses.
-  with mock.patch.object(sys, 'argv', ['past study', *argv]):
-    parsed = commands.parse('study', values, argv, summary, ('config', 'workdir'))
-  if parsed is None:
+  started = time.monotonic()
+  read = read_flags(argv)
+  if read is None:
     return 0
-  workdir = Path(values.workdir)
-  config = values.config
+  config, workdir = read
   # Imports that start JAX come after everything a typo can spoil.
   import jax
 
@@ -51,23 +144,31 @@ def run(argv: list[str]) -> int:
   from past_jax.stop import Stop
   from past_jax.train import Loop
 
-  started = time.monotonic()
+  # From cheap to dear: the config, the workdir, the data, the model's files, its weights.
+  refuse(build.check(config, jax.device_count()))
   resolved = build.plain(config)
-  if problems := build.check(config, jax.device_count()):
-    raise UserError('the config has problems:\n  ' + '\n  '.join(problems))
-  claim(workdir, resolved)
+  check_workdir(workdir, resolved)
+  data = build.load_examples(config)
+  refuse(build.check_examples(config, data.examples))
   with Stop() as stop, Progress(rounds_ahead=sum(config[s].rounds for s in config.stages[1:])) as progress:
     progress.note(f'{config.model.spec} in {workdir}')
-    model = models.load(config.model.spec, dtype=config.model.dtype, remat=config.model.remat, seed=config.seed)
-    if problems := build.check_model(config, model):
-      raise UserError('the config has problems:\n  ' + '\n  '.join(problems))
-    run_ = build.build(config, model)
-    for reason in run_.skipped:
+    for reason in data.skipped:
       progress.note(f'skipped {reason}')
-    with jax.set_mesh(run_.mesh):
-      loop = Loop(run_, resolved, workdir, stop, progress)
-      loop.seconds['start'] += time.monotonic() - started
-      done = loop.study()
+    model = models.load(config.model.spec, dtype=config.model.dtype, remat=config.model.remat, seed=config.seed)
+    refuse(build.check_model(config, model))
+    run_ = build.build(config, model, data.examples)
+    try:
+      claim(workdir, resolved)
+      with jax.set_mesh(run_.mesh):
+        loop = Loop(run_, resolved, workdir, stop, progress)
+        loop.seconds['start'] += time.monotonic() - started
+        done = loop.study()
+    except OSError as error:
+      if error.errno not in NO_SPACE:
+        raise
+      raise UserError(
+        f'{workdir}: {error.strerror}. Its checkpoints are intact; free some space and run the same command again.'
+      ) from error
   if not done:
     print(f'Stopped by {stop.reason}; saved at step {loop.cursor.step}. The same command resumes.', file=sys.stderr)
     return 0
@@ -76,26 +177,35 @@ def run(argv: list[str]) -> int:
   return 0
 
 
-def claim(workdir: Path, resolved: dict) -> None:
-  """Makes the workdir this config's, or refuses: another config's run is not overwritten and not continued."""
+def refuse(problems: list[str]) -> None:
+  if problems:
+    raise UserError('\n  '.join(['the config has problems:', *problems]))
+
+
+def check_workdir(workdir: Path, resolved: dict) -> None:
+  """Refuses a workdir that cannot be written, or is another config's: its run is not overwritten and not continued."""
   from past_jax import build
 
   path = workdir / 'config.json'
-  if path.exists():
-    try:
-      old = json.loads(path.read_text())
-    except ValueError:
-      raise UserError(f'{path} is not readable as JSON; choose another workdir, or restore the file.') from None
-    if changed := build.differences(old, resolved):
-      raise UserError(
-        f'{workdir} was made with another config. These keys differ (there -> here):\n  '
-        + '\n  '.join(changed)
-        + '\nUse the same values to resume, or another --workdir.'
-      )
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(json.dumps(resolved, indent=2, default=list) + '\n')
-    os.replace(temporary, path)
+    old = json.loads(path.read_text()) if path.exists() else None
+    probe = workdir / '.probe'
+    probe.touch()
+    probe.unlink()
   except OSError as error:
     raise UserError(f'cannot write in {workdir}: {error.strerror}. Choose another --workdir.') from None
+  except ValueError:
+    raise UserError(f'{path} is not readable as JSON; choose another workdir, or restore the file.') from None
+  if old is not None and (changed := build.differences(old, resolved)):
+    raise UserError(
+      '\n  '.join([f'{workdir} was made with another config. These keys differ (there -> here):', *changed])
+      + '\nUse the same values to resume, or another --workdir.'
+    )
+
+
+def claim(workdir: Path, resolved: dict) -> None:
+  """Makes the workdir this config's. Only now: a config that was refused must not stand in its corrected self's way."""
+  temporary = workdir / 'config.json.tmp'
+  temporary.write_text(json.dumps(resolved, indent=2, default=list) + '\n')
+  os.replace(temporary, workdir / 'config.json')
