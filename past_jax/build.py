@@ -9,7 +9,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import jax
 
@@ -201,9 +201,14 @@ def component_problems(table: Mapping[str, Callable], config: Mapping, where: st
     typed = wanted in (int, float, bool) or not isinstance(wanted, type)
     if typed and (problem := wrong_value(value, wanted)):
       out.append(f'{where}.{key}={value!r} must be {problem}.')
-    if key == 'role' and value not in ROLES:
-      out.append(f'{where}.role={value!r}: choose one of {", ".join(ROLES)}.{nearest(value, ROLES)}')
+    choices = ROLES if key == 'role' else literal(takes[key].annotation) if key in takes else ()
+    if choices and value not in choices:
+      out.append(f'{where}.{key}={value!r}: choose one of {", ".join(choices)}.{nearest(value, choices)}')
   return out
+
+
+def literal(annotation) -> tuple[str, ...]:
+  return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def arguments(table: Mapping[str, Callable], config: Mapping) -> dict[str, Any]:
@@ -353,7 +358,7 @@ def check_examples(config, examples: Sequence[Example]) -> list[str]:
       needs.setdefault('text', f'{at}.losses.text')
     if 'group' in s.losses:
       judge = arguments(judges.TABLE, s.judge)
-      if judge['name'] == 'likelihood_gain' and judge['target'] in NEEDS:
+      if judge['name'] == 'likelihood_gain':
         needs.setdefault(NEEDS[judge['target']], f'{at}.judge with target={judge["target"]!r}')
       if judge['name'] == 'text' and judge['rule'] in ('exact', 'numeric'):
         needs.setdefault('target', f'{at}.judge with rule={judge["rule"]!r}')
@@ -363,10 +368,9 @@ def check_examples(config, examples: Sequence[Example]) -> list[str]:
   for field, who in needs.items():
     lacking = [e.where or f'row {i}' for i, e in enumerate(examples) if not getattr(e, field)]
     if lacking:
-      some = f'{len(lacking)} of {len(examples)} rows have' if len(lacking) < len(examples) else 'no row has'
       out.append(
-        f'{who} needs {field!r}, and {some} {"none" if len(lacking) < len(examples) else "any"} '
-        f'(the first: {lacking[0]}). --config.data.{field}=COLUMN names where it is.'
+        f'{who} needs {field!r}, which {len(lacking)} of {len(examples)} rows lack, {lacking[0]} first. '
+        f'--config.data.{field}=COLUMN names where it is; leave rows without it out of the data.'
       )
   return out
 

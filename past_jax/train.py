@@ -22,7 +22,8 @@ from past_jax import models, report
 from past_jax.build import Run, Stage
 from past_jax.checkpoint import Checkpoints
 from past_jax.collect import Collected, collect
-from past_jax.metrics import CompileCounter, Late, MetricsWriter, rows
+from past_jax.data.stream import permutation
+from past_jax.metrics import CompileCounter, Late, MetricsWriter, nonfinite, rows
 from past_jax.progress import Progress
 from past_jax.render import text_batch
 from past_jax.stop import Stop, wait
@@ -54,13 +55,14 @@ class Loop:
   def __init__(self, run: Run, config: dict, workdir: Path, stop: Stop, progress: Progress):
     self.run, self.config, self.workdir, self.stop, self.progress = run, config, workdir, stop, progress
     self.compiles = CompileCounter()
-    self.settled: int | None = None  # compilations when the first round of the last stage was over
+    self.late_compiles = 0  # programs compiled after a stage's first whole round; should stay 0
     self.seconds = defaultdict(float)
     self.checkpoints = Checkpoints(workdir / 'checkpoints', run.checkpoint_keep)
     self.late = Late()
     self.phase, self.phase_start = '', time.monotonic()
     self.bad: dict = {}
     self.batch: Batch | None = None  # of the round under way, once it has been collected
+    self.told: set = set()  # what the terminal has said once
 
   # --- weights ----------------------------------------------------------------------------------------------------
 
@@ -106,7 +108,8 @@ class Loop:
     self.cursor = Cursor(**host['cursor'])
     self.state, self.ref = tree['state'], tree.get('ref')
     self.batch = unpack(tree['batch'], run.mesh) if 'batch' in tree else None
-    self.seconds |= host['seconds']
+    for name, value in host['seconds'].items():
+      self.seconds[name] += value
     self.base = run.model.read(run.mesh)
     self.progress.note(f'resuming from checkpoint {restored.step}')
     return True
@@ -177,8 +180,16 @@ class Loop:
     examples = [run.examples[i] for i in indices]
     rendered = stage.render(examples, plan)
     facts = {f'study/trimmed_{name}': count for name, count in rendered.trimmed.items()}
-    if stage.refreshes and c.update == 0 and (self.ref is None or 'ref' in plan.refresh):
+    for name, count in rendered.trimmed.items():
+      if count and (stage.name, name) not in self.told:
+        self.told.add((stage.name, name))
+        which = f'{count} of {plan.prompts} {name} were cut to fit the lengths of config.view'
+        self.progress.note(f'{which} (round {c.round + 1}; later ones: study/trimmed_{name} in metrics.jsonl)')
+    refreshed = stage.refreshes and c.update == 0 and (self.ref is None or 'ref' in plan.refresh)
+    if refreshed:
       self.ref = jax.tree.map(jnp.copy, self.state.params)
+    # Whether the reference is, as this round begins, the policy itself; only then can the first update be checked.
+    self.anchored = {'policy': True, 'ref': refreshed, 'base': c.step == 0}
     if stage.collector and c.update == 0:
       got = self.collect(stage, examples, rendered, plan)
       facts |= got.metrics
@@ -214,8 +225,8 @@ class Loop:
     self.batch = None
 
   def replay(self, stage: Stage, c: Cursor) -> Batch:
-    rng = np.random.default_rng([self.run.seed, c.stage, c.step])
-    texts = [stage.replay[i] for i in rng.choice(len(stage.replay), stage.replay_batch, replace=False)]
+    order = permutation(len(stage.replay), self.run.seed, c.stage, c.step)
+    texts = [stage.replay[i] for i in order[: stage.replay_batch]]
     batch, _ = text_batch(self.run.model.tokenizer, texts, stage.replay_length)
     return mesh_lib.put_batch(self.run.mesh, batch)
 
@@ -227,11 +238,22 @@ class Loop:
     row['perf/tokens_per_second'] = row['num_tokens'] / max(seconds, 1e-9)
     if not row.pop('finite'):
       raise self.not_finite(row, bad)
-    self_test(row, stage)
+    self.check_reference(row, stage)
     writer.metrics(row)
 
+  def check_reference(self, row: dict, stage: Stage) -> None:
+    """The self-test of a round's first update, or one line that says why there is none."""
+    if 'check/sampler_gap' not in row or 'group/dpo/pairs' not in row:
+      return
+    if self.anchored[stage.reference.role]:
+      self_test(row, stage)
+    elif 'no self-test' not in self.told:
+      self.told.add('no self-test')
+      role = stage.reference.role
+      self.progress.note(f'No self-test of this update: its reference, the role {role!r}, is not the policy now.')
+
   def not_finite(self, row: dict, bad: dict) -> UserError:
-    names = [k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)]
+    names = nonfinite(row)
     step_rows = [self.examples[i] for i in self.order[self.cursor.update - 1]]
     marked = np.zeros(len(step_rows), bool)
     for term in ('bad/text', 'bad/group'):
@@ -252,19 +274,25 @@ class Loop:
     metrics, samples = self.run.evaluate(self.state.params, self.tick)
     writer.evaluation({'when': when, 'step': self.cursor.step, 'metrics': metrics, 'samples': samples})
 
+  def evaluated(self, when: str) -> bool:
+    found = rows(self.workdir / 'evaluations.jsonl')
+    return any(row['when'] == when and row['step'] == self.cursor.step for row in found)
+
   def finished(self) -> bool:
     return self.cursor.stage == len(self.run.stages) - 1 and self.cursor.round >= self.run.stages[-1].rounds
 
   def study(self) -> bool:
     """Runs to the end, or until a signal (False). What is on disk then is enough to go on."""
+    self.enter('load', 1)
     resumed = self.restore()
-    done = [r['step'] for r in rows(self.workdir / 'evaluations.jsonl') if r['when'] == 'after']
-    if resumed and self.finished() and self.cursor.step in done:
+    if resumed and self.finished() and self.evaluated('after'):
       self.progress.note('This run is finished; raise the rounds to study on, or choose another workdir.')
+      if not (self.workdir / 'report.html').exists():  # killed between its last row and its report
+        self.write_timing()
       return True
     with MetricsWriter(self.workdir, self.cursor.step if resumed else None) as writer:
       try:
-        if not any(r['when'] == 'before' for r in rows(self.workdir / 'evaluations.jsonl')):
+        if self.cursor.step == 0 and not self.evaluated('before'):
           self.evaluate('before', writer)
         self.stages(writer)
         self.evaluate('after', writer)
@@ -284,18 +312,20 @@ class Loop:
       if self.cursor.round >= stage.rounds:
         self.cursor = Cursor(self.cursor.stage + 1, 0, 0, self.cursor.step, self.cursor.position)
         stage = self.run.stages[self.cursor.stage]
-        self.state = self.new_state(stage, self.state.params)
+        self.state, self.ref = self.new_state(stage, self.state.params), None
         continue
-      step = compiled_step(self, stage)
+      step, warm = compiled_step(self, stage), False
       while self.cursor.round < stage.rounds:
+        when = f'round {self.cursor.round}'
+        due = self.run.eval_every and self.cursor.round and self.cursor.round % self.run.eval_every == 0
+        # Here, not after the round: a run that was stopped within an evaluation comes by again.
+        if due and self.cursor.update == 0 and not self.evaluated(when):
+          self.evaluate(when, writer)
+        whole, compiled = self.cursor.update == 0, self.compiles.count
         self.round(stage, step, writer)
-        if self.settled is None:
-          self.settled = self.compiles.count
-        last = self.cursor.round == stage.rounds
-        # Before the checkpoint: an evaluation that a kill cuts short is done again by the run that resumes.
-        if self.run.eval_every and self.cursor.round % self.run.eval_every == 0 and not last:
-          self.evaluate(f'round {self.cursor.round}', writer)
-        if last or self.cursor.round % self.run.checkpoint_every == 0:
+        self.late_compiles += (self.compiles.count - compiled) * warm
+        warm = warm or whole
+        if self.cursor.round == stage.rounds or self.cursor.round % self.run.checkpoint_every == 0:
           self.enter('checkpoint', 1)
           self.save()
         if self.stop.requested:
@@ -303,8 +333,9 @@ class Loop:
 
   def write_timing(self) -> None:
     timing = {**{k: round(v, 2) for k, v in self.seconds.items()}, 'total': round(sum(self.seconds.values()), 2)}
-    after = self.compiles.count - (self.settled if self.settled is not None else self.compiles.count)
-    timing |= {'compile_count': self.compiles.count, 'compile_count_after_first_round': after}
+    timing |= {'compile_count': self.compiles.count, 'compile_count_after_first_round': self.late_compiles}
+    if self.late_compiles:
+      self.progress.note(f'{self.late_compiles} programs were compiled after the first round: shapes changed.')
     (self.workdir / 'timing.json').write_text(json.dumps(timing, indent=2))
     report.write(self.workdir)
 
@@ -325,8 +356,7 @@ def update_order(seed: int, c: Cursor, plan, size: int) -> list[np.ndarray]:
   """Minibatches of prompts for all epochs of a round."""
   out = []
   for epoch in range(plan.epochs):
-    order = np.random.default_rng([seed, c.stage, c.round, epoch]).permutation(plan.prompts)
-    out += [order[i : i + size] for i in range(0, plan.prompts, size)]
+    out += list(permutation(plan.prompts, seed, c.stage, c.round, epoch).reshape(-1, size))
   return out
 
 
@@ -351,20 +381,22 @@ def unpack(arrays: dict, mesh) -> Batch:
 
 
 def self_test(row: dict, stage: Stage) -> None:
-  """The first update after the reference was set to the policy: the DPO term is ln 2 and margins are 0.
+  """With the policy as its own reference the DPO term is ln 2 and rewards are 0.
 
-  Exactly where the reference is the step's own log-probs; within beta times `max_gap` where it was scored or sampled.
+  Exactly where the reference is the step's own log-probs; else within beta times the sampler-trainer gap, measured or
+  allowed. A batch without a pair has nothing to test.
   """
-  if 'rewards/margins' not in row or 'check/sampler_gap' not in row or stage.reference.role != 'policy':
+  if not row['group/dpo/pairs']:
     return
-  tolerance = 0.0 if stage.reference.one_update else stage.beta * stage.reference.max_gap
-  loss, margin = row['group/dpo/loss'], row['rewards/margins']
-  expected = math.log(2) if row['group/dpo/pairs'] else 0.0
-  row['check/dpo_minus_ln2'] = loss - expected
-  if abs(loss - expected) > tolerance + 1e-6 or abs(margin) > tolerance:
+  own = stage.reference.role == 'policy' and stage.reference.one_update
+  tolerance = 0.0 if own else stage.beta * max(stage.reference.max_gap, row['check/sampler_gap'])
+  rewards = max(abs(row[f'rewards/{name}']) for name in ('chosen', 'rejected', 'margins'))
+  row['check/dpo_minus_ln2'] = row['group/dpo/loss'] - math.log(2)
+  if abs(row['check/dpo_minus_ln2']) > tolerance + 1e-6 or rewards > tolerance:
     raise SelfTestFailed(
-      f'Step {row["step"]}: with the policy as its own reference the DPO loss must be {expected:.6f} and the margin 0; '
-      f'they are {loss:.6f} and {margin:.2g}. The reference log-probs are not those of the policy: stop and look.'
+      f'Step {row["step"]}: with the policy as its own reference the DPO loss must be {math.log(2):.6f} and rewards 0; '
+      f'they are {row["group/dpo/loss"]:.6f} and up to {rewards:.2g}. The reference log-probs are not those of the '
+      f'policy: the run stops before it learns from them.'
     )
 
 

@@ -48,23 +48,26 @@ def load_config(spec: str) -> ConfigDict:
       raise UserError(f'--config={spec}: a config is a Python file, FILE.py.')
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
+    if not hasattr(module, 'get_config'):
+      raise UserError(f'--config={spec}: the file defines no get_config(arg), which is to return a ConfigDict.')
     config = module.get_config(args)
   except UserError:
     raise
   except Exception as error:  # the file is the user's: it may fail in any way
-    raise UserError(f'--config={spec}: {explained(error)}') from error
+    raise UserError(f'--config={spec}: {explained(error, root)}') from error
   if not isinstance(config, ConfigDict):
     raise UserError(f'--config={spec}: its get_config(arg) returns {type(config).__name__}, not a ConfigDict.')
   return config.lock()
 
 
-def explained(error: Exception) -> str:
-  """What a config's exception says, and where, unless it was raised on purpose: then the message is for the user."""
+def explained(error: Exception, root: str) -> str:
+  """What a config's exception says, and where below `root`; without a place if it was raised there on purpose."""
   if isinstance(error, SyntaxError):
     return f'{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}'
-  last = traceback.extract_tb(error.__traceback__)[-1]
-  if isinstance(error, ValueError) and (last.line or '').startswith('raise '):
+  frames = traceback.extract_tb(error.__traceback__)
+  if isinstance(error, ValueError) and (frames[-1].line or '').startswith('raise '):
     return str(error)
+  last = [frame for frame in frames if str(Path(frame.filename).resolve()).startswith(root)][-1]
   return f'{last.filename}:{last.lineno}: {type(error).__name__}: {error}'
 
 
@@ -90,8 +93,9 @@ def override(config: ConfigDict, flag: str) -> None:
   try:
     parent[last] = value(node, text if given else 'true')
   except (ValueError, SyntaxError, KeyError):
-    kind = 'a dict of keys' if isinstance(node, ConfigDict) else KINDS[type(node)]
-    raise UserError(f'{flag}: expected {kind}. The config has {node!r}.') from None
+    kind = KINDS.get(type(node), "a dict, like {'name': 'random'}, or one of its keys")
+    old = node.to_dict() if isinstance(node, ConfigDict) else node
+    raise UserError(f'{flag}: expected {kind}. The config has {old!r}.') from None
 
 
 def value(old, text: str):
@@ -144,19 +148,19 @@ def run(argv: list[str]) -> int:
   from past_jax.stop import Stop
   from past_jax.train import Loop
 
-  # From cheap to dear: the config, the workdir, the data, the model's files, its weights.
+  # From cheap to dear: the config, the workdir, the data, the model's files. Its weights come last, in the loop.
   refuse(build.check(config, jax.device_count()))
   resolved = build.plain(config)
   check_workdir(workdir, resolved)
   data = build.load_examples(config)
   refuse(build.check_examples(config, data.examples))
+  print(f'{config.model.spec} in {workdir}', file=sys.stderr)
+  for reason in data.skipped:
+    print(f'skipped {reason}', file=sys.stderr)
+  model = models.load(config.model.spec, dtype=config.model.dtype, remat=config.model.remat, seed=config.seed)
+  refuse(build.check_model(config, model))
+  run_ = build.build(config, model, data.examples)
   with Stop() as stop, Progress(rounds_ahead=sum(config[s].rounds for s in config.stages[1:])) as progress:
-    progress.note(f'{config.model.spec} in {workdir}')
-    for reason in data.skipped:
-      progress.note(f'skipped {reason}')
-    model = models.load(config.model.spec, dtype=config.model.dtype, remat=config.model.remat, seed=config.seed)
-    refuse(build.check_model(config, model))
-    run_ = build.build(config, model, data.examples)
     try:
       claim(workdir, resolved)
       with jax.set_mesh(run_.mesh):
