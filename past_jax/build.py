@@ -514,7 +514,7 @@ def build_update(optimizer, stage, model: models.Model, total: int) -> Update:
 def build_evaluation(e, model: models.Model, mesh_, examples: Sequence[Example]):
   """(evaluate, how many device calls it makes): recall of the examples' questions, and held-out perplexity."""
   resources = dict(policy=model.policy, tokenizer=model.tokenizer, mesh=mesh_)
-  questions = [q for example in examples for q in example.questions]
+  questions = [(i, q) for i, example in enumerate(examples) for q in example.questions]
   if e.questions:
     questions = questions[:: max(1, len(questions) // e.questions)][: e.questions]
   parts, calls = [], 0

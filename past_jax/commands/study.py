@@ -171,7 +171,7 @@ def run(argv: list[str]) -> int:
       if error.errno not in NO_SPACE:
         raise
       raise UserError(
-        f'{workdir}: {error.strerror}. Its checkpoints are intact; free some space and run the same command again.'
+        f'{workdir}: {error.strerror}. What was saved is intact; free some space and run the same command again.'
       ) from error
   if not done:
     print(f'Stopped by {stop.reason}; saved at step {loop.cursor.step}. The same command resumes.', file=sys.stderr)
