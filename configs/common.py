@@ -90,7 +90,7 @@ def base(size: str) -> ConfigDict:
     limit=0,  # 0: all
     on_error='stop',  # stop | skip: malformed rows
     shuffle=True,
-    world=dict(count=8 if tiny else 16, seed=0, relations=False),
+    world=dict(count=8 if tiny else 12, seed=0, relations=False),
     replay='general',  # general | '': texts to replay against forgetting
   )
   c.view = dict(

@@ -7,7 +7,7 @@
     epochs x minibatches of one jitted step on
       NLL(text) + NLL(chosen) + w * DPO(chosen, rejected) + r * NLL(replay)   view: nothing (closed book)
 
-  past study --config=configs/past.py --workdir=runs/first                   SmolLM2-135M-Instruct, 16 invented facts
+  past study --config=configs/past.py --workdir=runs/first                   SmolLM2-135M-Instruct, 12 invented facts
   past study --config=configs/past.py:size=tiny --workdir=runs/tiny          from scratch, no network, under a minute
   past study --config=configs/past.py:arm=raw --workdir=runs/raw             control: the texts alone
   past study --config=configs/past.py:judge=random --workdir=runs/random     control: no judge
@@ -26,8 +26,8 @@ def get_config(arg=''):
   c.study = dict(
     trains='policy',
     rounds=2 if tiny else 4,
-    batch=8,  # prompts per update
-    sample_prompts=8,  # prompts per call of the sampler
+    batch=8 if tiny else 6,  # prompts per update
+    sample_prompts=8 if tiny else 6,  # prompts per call of the sampler
     generator=dict(
       name='sampler',
       role='policy',
@@ -49,7 +49,7 @@ def get_config(arg=''):
       'select',
       a.select,
     ),
-    curriculum=dict(name='constant', temperature=0.8, prompts=8 if tiny else 16, epochs=2 if tiny else 4),
+    curriculum=dict(name='constant', temperature=0.8, prompts=8 if tiny else 12, epochs=2 if tiny else 4),
     reference=dict(role='policy', max_gap=0.01),  # nats per completion
     losses=dict(
       text=dict(nll=dict(weight=1.0)),

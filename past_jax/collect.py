@@ -97,11 +97,11 @@ def sample(c: Collector, weights, key, prompts: Prompts, temperature, tick) -> G
 
 
 def sampler_gap(c: Collector, params, group: Group) -> float:
-  """Largest |sum of log-probs by the sampler - by the trainer's function| over completions of a few prompts, in nats.
+  """Largest |sum of log-probs by the sampler - by the trainer's function| over completions of 4 prompts, in nats.
 
   Both at temperature 1 and in the sampling view; given completions are left out.
   """
-  few = put_batch(c.mesh, rows_of(jax.device_get(group), np.arange(batch_ways(c.mesh))))
+  few = put_batch(c.mesh, rows_of(jax.device_get(group), np.arange(min(len(group.length_BxG), 4 * batch_ways(c.mesh)))))
   again = c.logps(params, few.prompts, few.ids_BxGxT, few.length_BxG)
   gap = np.abs(np.asarray(again).sum(-1) - np.asarray(few.logps_BxGxT).sum(-1))
   return float(np.where(np.asarray(few.source_BxG) >= 0, gap, 0.0).max())

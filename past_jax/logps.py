@@ -18,8 +18,8 @@ def group_logps(policy: Policy, params, prompts: Prompts, ids_BxGxT, length_BxG,
   """log p(token | prompt, earlier tokens of its completion), logps_BxGxT float32; 0 where `token_mask` is False.
 
   Exactly what scoring each prompt + completion alone would give, with the prompt computed once. The head runs on
-  completion positions only, in slices of T under `jax.checkpoint`, so that no array holds the vocabulary for all tokens
-  of the batch, forward or backward.
+  completion positions only, in slices of T of about `chunk` tokens, recomputed in the backward pass, so that no array
+  holds the vocabulary for all tokens of the batch.
   """
   B, G, T = ids_BxGxT.shape
   hidden = policy.group(params, prompts, ids_BxGxT, length_BxG)
@@ -29,16 +29,15 @@ def group_logps(policy: Policy, params, prompts: Prompts, ids_BxGxT, length_BxG,
   hidden = jnp.pad(hidden, ((0, 0), (0, 0), (0, pad), (0, 0)))
   ids = jnp.pad(ids_BxGxT, ((0, 0), (0, 0), (0, pad)))
 
-  @jax.checkpoint
   def score(hidden_BxGxtxD, ids_BxGxt):
     logits = policy.head(params, hidden_BxGxtxD)
     picked = jnp.take_along_axis(logits, ids_BxGxt[..., None], axis=-1)[..., 0]
     return picked - jax.nn.logsumexp(logits, axis=-1)
 
   if slices == 1:
-    logps = score(hidden, ids)
+    logps = score(hidden, ids)  # few enough tokens to keep their logits for the backward pass
   else:
     split = lambda x: jnp.moveaxis(x.reshape(B, G, slices, width, *x.shape[3:]), 2, 0)
-    logps = jax.lax.map(lambda s: score(*s), (split(hidden), split(ids)))
+    logps = jax.lax.map(jax.checkpoint(lambda s: score(*s)), (split(hidden), split(ids)))
     logps = jnp.moveaxis(logps, 0, 2).reshape(B, G, slices * width)
   return jnp.where(token_mask(prompts, length_BxG, T), logps[:, :, :T], 0.0)

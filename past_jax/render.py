@@ -32,10 +32,13 @@ def fill(template: str, example: Example) -> str:
   return out
 
 
-def text_batch(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> tuple[Batch, int]:
-  """Raw texts, each closed by the end token, after the empty prompt; and how many were cut to `length`."""
+def text_batch(tokenizer: Tokenizer, texts: Sequence[str], length: int, end: bool = True) -> tuple[Batch, int]:
+  """Raw texts after the empty prompt, closed by the end token if `end`; and how many were cut to `length`.
+
+  An empty text has no token at all: it does not teach to end at once.
+  """
   prompts = empty_prompts(tokenizer, len(texts))
-  rows = [[tokenizer.encode(text) + [tokenizer.eos_id]] for text in texts]
+  rows = [[tokenizer.encode(text) + [tokenizer.eos_id] * end if text else []] for text in texts]
   ids, lengths, trimmed = pack_completions(rows, length)
   zeros, none = np.zeros((len(texts), 1), np.float32), np.zeros((len(texts), 0), np.int32)
   selection = Selection(none, none, none.astype(np.float32), zeros + 1, zeros, zeros.astype(np.int32))

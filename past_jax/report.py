@@ -189,25 +189,19 @@ class Line:
       if high < 0:
         return 'worse', f'fell by {-points:.0f} points'
       return 'same', f'no clear change ({points:+.0f} points)'
-    if self.logp:  # the one measure here that moves before any answer is right
+    if self.logp:  # the one measure here that moves before any answer is right; without an interval, no verdict
       moved = self.after - self.before
-      if abs(moved) < 0.05:
-        return 'same', f'about the same ({moved:+.2f} nats)'
-      return ('better', f'rose by {moved:.1f} nats') if moved > 0 else ('worse', f'fell by {-moved:.1f} nats')
+      return 'unknown', f'rose by {moved:.1f} nats' if moved > 0 else f'fell by {-moved:.1f} nats'
     if not self.before:
       return 'unknown', f'changed by {number(self.after - self.before)}'
     share = 100 * (self.after / self.before - 1)
-    if abs(share) < 2:
-      return 'same', f'about the same ({share:+.1f} %)'
     moved = f'rose by {share:.0f}\N{NO-BREAK SPACE}%' if share > 0 else f'fell by {-share:.0f}\N{NO-BREAK SPACE}%'
-    if not self.lower_is_better:
-      return 'unknown', moved
-    return ('worse', moved + ' (lower is better)') if share > 0 else ('better', moved + ' (lower is better)')
+    return 'unknown', moved + ' (lower is better)' * self.lower_is_better
 
 
 def lines(evaluations: Sequence[Mapping]) -> list[Line]:
   before, after = ((row or {'metrics': {}})['metrics'] for row in _first_and_last(evaluations))
-  names = [name for name in dict.fromkeys([*before, *after]) if not name.endswith('/n')]
+  names = [name for name in dict.fromkeys([*before, *after]) if not name.endswith(('/n', '/questions'))]
   order = ('closed_book/forward', 'closed_book/reversed', 'closed_book/', 'perplexity', '')
   names.sort(key=lambda name: (name.endswith('/logp'), [name.startswith(prefix) for prefix in order].index(True)))
   return [Line(name, *(row.get(key) for key in (name, name + '/n') for row in (before, after))) for name in names]
@@ -232,7 +226,7 @@ def print_table(workdir: os.PathLike | str, console: Console | None = None) -> N
     for line in lines(evaluations)
     for word in [WORDS[line.verdict[0]]]
   ]
-  console.print(progress.as_table(cells, ('', 'before', after['when'] if after else 'after', 'n', '')))
+  console.print(progress.as_table(cells, ('', 'before', after['when'] if after else 'after', 'texts', '')))
 
 
 def _with(cell, interval):
@@ -348,7 +342,9 @@ def charts(run: Run) -> tuple[list[dict], list[dict]]:
   for row in run.evaluations:
     for name, value in row['metrics'].items():
       kind = 'perplexity' if name.startswith('perplexity') else name.rpartition('/')[2]
-      measured[kind if kind in ('perplexity', 'n', 'logp') else 'answers'][name].append((row['step'], value))
+      measured[kind if kind in ('perplexity', 'n', 'questions', 'logp') else 'answers'][name].append(
+        (row['step'], value)
+      )
   done = [
     chart(title, note, measured[kind], boundaries, dots=True)
     for kind, title, note in (

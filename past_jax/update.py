@@ -37,8 +37,8 @@ def gradient(
 ) -> Update:
   """One step of `optimizer` on sum_term weight * loss(term's batch).
 
-  A non-finite loss or gradient leaves the state as it was and says so: metric `finite` 0, and `bad/TERM` marks the
-  prompts whose log-probs are not finite.
+  A non-finite loss, gradient or new parameter leaves the state as it was and says so: metric `finite` 0, and `bad/TERM`
+  marks the prompts whose log-probs are not finite.
   """
 
   def init(params) -> TrainState:
@@ -61,12 +61,13 @@ def gradient(
     del weights  # a loss that needs a frozen role gets it through the batch
     (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params, batches)
     norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     stepped = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+    size = optax.tree.norm(stepped.params)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(size)
     state_ = jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, state)
     tokens = sum(metrics[f'{term}/tokens'] for term in losses)
-    metrics |= {'loss': loss, 'grad_norm': norm, 'finite': finite, 'num_tokens': tokens}
+    metrics |= {'loss': loss, 'grad_norm': norm, 'param_norm': size, 'finite': finite, 'num_tokens': tokens}
     return state_, metrics | {'learning_rate': learning_rate(state.step)}
 
   return Update(init, step)

@@ -25,13 +25,15 @@ def test_what_counts_as_right(output, answer, correct):
 
 
 def test_closed_book_counts_by_kind_and_scores_the_answer(policy, params, tokenizer, mesh):
-  questions = [Question('ab', 'cd', 'forward'), Question('xy', 'z', 'reversed'), Question('abc', 'd', 'forward')]
+  asked = [Question('ab', 'cd', 'forward'), Question('xy', 'z', 'reversed'), Question('abc', 'd', 'forward')]
+  questions = list(enumerate(asked))
   evaluate = closed_book(
     policy=policy, tokenizer=tokenizer, mesh=mesh, questions=questions, prompt_length=8, answer_length=4, chunk=2
   )
   metrics, samples = evaluate(params)
   assert [s['question'] for s in samples] == ['ab', 'xy', 'abc']
   assert metrics['closed_book/forward/n'] == 2 and metrics['closed_book/reversed/n'] == 1
+  assert metrics['closed_book/forward/questions'] == 2
 
   def logp(text, answer):
     ids = tokenizer.encode(text + answer)
@@ -49,7 +51,7 @@ def test_perplexity_is_that_of_every_predicted_token(policy, params, tokenizer, 
   evaluate = perplexity(policy=policy, tokenizer=tokenizer, mesh=mesh, texts=texts, text_length=16, chunk=2)
   total, count = 0.0, 0
   for text in texts:
-    ids = [*tokenizer.encode(text), tokenizer.eos_id]
+    ids = tokenizer.encode(text)
     logits = np.asarray(policy.head(params, policy.rows(params, np.array([ids]), np.array([len(ids)]))), np.float64)[0]
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
     total += sum(logits[i - 1, ids[i]] for i in range(1, len(ids)))

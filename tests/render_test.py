@@ -53,6 +53,11 @@ def test_the_raw_text_has_one_end_token_and_at_most_one_bos(adds_bos):
     assert batch.prompts.ids_BxP[:, -1].tolist() == [tokenizer.bos_id] * 2
 
 
+def test_an_empty_text_teaches_nothing():
+  batch, _ = text_batch(byte_tokenizer(adds_bos=True), ['', 'a'], 8)
+  assert batch.length_BxG.tolist() == [[0], [2]]
+
+
 def test_a_long_prompt_is_cut_on_the_left_and_counted():
   tokenizer = byte_tokenizer(adds_bos=True)
   render = renderer(tokenizer=tokenizer, **(SHAPE | {'prompt_length': 12}))

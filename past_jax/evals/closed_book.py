@@ -41,7 +41,7 @@ def closed_book(
   policy: Policy,
   tokenizer: Tokenizer,
   mesh: jax.sharding.Mesh,
-  questions: Sequence[Question],
+  questions: Sequence[tuple[int, Question]],
   template: str = '{question}',
   prompt_length: int = 64,
   answer_length: int = 16,
@@ -49,8 +49,12 @@ def closed_book(
 ):
   """Returns evaluate(params, tick) -> (metrics, samples).
 
-  Metrics: `closed_book/KIND` share answered right (see `is_correct`), `.../n` their number, `.../logp` the mean
-  log-prob in nats of the expected answer after the question, which moves before any answer is right.
+  Metrics: `closed_book/KIND` share answered right (see `is_correct`), `.../questions` their number, `.../n` that of the
+  texts they are about, which is what an interval may count on: questions about one text are right or wrong together.
+  `.../logp` is the mean log-prob in nats of the expected answer after the question, which moves before any is right.
+
+  Args:
+    questions: (number of the text, question) pairs.
   """
   newline = tokenizer.encode('\n')
   stop = jnp.array([*tokenizer.stop_ids, *(newline if len(newline) == 1 else [])])
@@ -62,25 +66,26 @@ def closed_book(
   def evaluate(params, tick=lambda x: x):
     samples, by_kind = [], defaultdict(list)
     for part in padded(questions, chunk):
-      rows = [tokenizer.plain(template.replace('{question}', q.question)) for q in part]
+      rows = [tokenizer.plain(template.replace('{question}', q.question)) for _, q in part]
       prompts = put_batch(mesh, Prompts(*pack(tokenizer, rows, prompt_length)[:2]))
-      answers = [[tokenizer.encode(' ' + q.answer)] for q in part]
+      answers = [[tokenizer.encode(' ' + q.answer)] for _, q in part]
       expected = put_batch(mesh, pack_completions(answers, answer_length)[:2])
       keys = put_batch(mesh, jax.random.split(jax.random.key(0), chunk))
       group = jax.device_get(tick(greedy(params, keys, prompts)))
       logps = np.asarray(tick(score(params, prompts, *expected)))
-      for i, q in enumerate(part[: len(questions) - len(samples)]):
+      for i, (text, q) in enumerate(part[: len(questions) - len(samples)]):
         output = completion_text(tokenizer, group.ids_BxGxT[i, 0], int(group.length_BxG[i, 0]))
         correct = is_correct(output, q.answer)
-        by_kind[q.kind].append((correct, logps[i]))
+        by_kind[q.kind].append((text, correct, logps[i]))
         samples.append(
           {'kind': q.kind, 'question': q.question, 'answer': q.answer, 'output': output, 'correct': correct}
         )
     metrics = {}
     for kind, results in by_kind.items():
-      share, logp = np.mean(results, axis=0)
-      metrics |= {f'closed_book/{kind}': float(share), f'closed_book/{kind}/n': len(results)}
-      metrics[f'closed_book/{kind}/logp'] = float(logp)
+      texts, correct, logps = zip(*results)
+      numbers = {'n': len(set(texts)), 'questions': len(results), 'logp': float(np.mean(logps))}
+      metrics[f'closed_book/{kind}'] = float(np.mean(correct))
+      metrics |= {f'closed_book/{kind}/{name}': value for name, value in numbers.items()}
     return metrics, samples
 
   return evaluate

@@ -18,7 +18,8 @@ def perplexity(
 ):
   """Returns evaluate(params, tick) -> ({'perplexity/heldout': exp(mean NLL per token)}, []).
 
-  Texts are cut to `text_length` tokens; the first token of a tokenizer without BOS is not predicted.
+  Texts are cut to `text_length` tokens. Of the text's own tokens only: learning to end would look like knowing
+  the text. The first one is not predicted by a tokenizer without BOS.
   """
 
   @jax.jit
@@ -30,7 +31,7 @@ def perplexity(
   def evaluate(params, tick=lambda x: x):
     total = np.zeros(2)
     for i, part in enumerate(padded(texts, chunk)):
-      batch, _ = text_batch(tokenizer, part, text_length)
+      batch, _ = text_batch(tokenizer, part, text_length, end=False)
       sums = np.asarray(tick(score(params, put_batch(mesh, batch))), np.float64)
       total += sums[:, : len(texts) - i * chunk].sum(axis=1)
     return {'perplexity/heldout': float(np.exp(-total[0] / total[1]))}, []

@@ -9,8 +9,6 @@ and to their own completion, and positions restart after the prompt's true lengt
 prompt + completion would compute alone, with the prompt computed once. A plain row is the tree with P = 0 and G = 1.
 """
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -42,6 +40,15 @@ def rotary(x, positions_BxS, theta):
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
+def exact(dtype):
+  """float32 means float32: a TPU's default would round the inputs of every product to bfloat16."""
+  return 'highest' if dtype == jnp.float32 else None
+
+
+def product(equation, *operands, **kwargs):
+  return jnp.einsum(equation, *operands, precision=exact(operands[0].dtype), **kwargs)
+
+
 def grouped(q, kv_heads):
   """[..., H, Dh] -> [..., K, R, Dh]: query heads beside the key head they share."""
   return q.reshape(*q.shape[:-2], kv_heads, q.shape[-2] // kv_heads, q.shape[-1])
@@ -51,10 +58,10 @@ def prompt_attention(q_BxPxHxD, k_BxPxKxD, v_BxPxKxD, valid_BxP):
   """Causal attention among prompt tokens; pads on the left are keys of nobody."""
   P = valid_BxP.shape[1]
   q = grouped(q_BxPxHxD, k_BxPxKxD.shape[2])
-  scores = jnp.einsum('bqkrd,bskd->bkrqs', q, k_BxPxKxD, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+  scores = product('bqkrd,bskd->bkrqs', q, k_BxPxKxD, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
   mask = jnp.tril(jnp.ones((P, P), bool))[None] & valid_BxP[:, None, :]
   weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(v_BxPxKxD.dtype)
-  return jnp.einsum('bkrqs,bskd->bqkrd', weights, v_BxPxKxD).reshape(q_BxPxHxD.shape)
+  return product('bkrqs,bskd->bqkrd', weights, v_BxPxKxD).reshape(q_BxPxHxD.shape)
 
 
 def completion_attention(q_BxGxQxHxD, prompt_kv, own_kv, valid_BxP, mask_QxT):
@@ -62,13 +69,13 @@ def completion_attention(q_BxGxQxHxD, prompt_kv, own_kv, valid_BxP, mask_QxT):
   (pk, pv), (ok, ov) = prompt_kv, own_kv
   q = grouped(q_BxGxQxHxD, ok.shape[-2])
   P = valid_BxP.shape[1]
-  own = jnp.einsum('bgqkrd,bgskd->bgkrqs', q, ok, preferred_element_type=jnp.float32)
+  own = product('bgqkrd,bgskd->bgkrqs', q, ok, preferred_element_type=jnp.float32)
   own = jnp.where(mask_QxT[None, None, None, None], own * q.shape[-1] ** -0.5, MASKED)
-  seen = jnp.einsum('bgqkrd,bskd->bgkrqs', q, pk, preferred_element_type=jnp.float32)
+  seen = product('bgqkrd,bskd->bgkrqs', q, pk, preferred_element_type=jnp.float32)
   seen = jnp.where(valid_BxP[:, None, None, None, None], seen * q.shape[-1] ** -0.5, MASKED)
   weights = jax.nn.softmax(jnp.concatenate([seen, own], axis=-1), axis=-1).astype(ov.dtype)
-  out = jnp.einsum('bgkrqs,bskd->bgqkrd', weights[..., :P], pv)
-  out += jnp.einsum('bgkrqs,bgskd->bgqkrd', weights[..., P:], ov)
+  out = product('bgkrqs,bskd->bgqkrd', weights[..., :P], pv)
+  out += product('bgkrqs,bgskd->bgqkrd', weights[..., P:], ov)
   return out.reshape(q_BxGxQxHxD.shape)
 
 
@@ -96,8 +103,7 @@ class Block(nn.Module):
   def __call__(self, carry, layer, shared):
     c, decoding = self.config, isinstance(carry, tuple)
     x = carry[0] if decoding else carry
-    # float32 means float32: a TPU's default would round the inputs of every product to bfloat16.
-    kwargs = dict(use_bias=False, dtype=self.dtype, precision='highest' if self.dtype == jnp.float32 else None)
+    kwargs = dict(use_bias=False, dtype=self.dtype, precision=exact(self.dtype))
     project = lambda name, heads: nn.DenseGeneral((heads, c.head_dim), name=name, **kwargs)
     dense = lambda name, width: nn.Dense(width, name=name, **kwargs)
 
@@ -181,10 +187,8 @@ class Transformer(nn.Module):
     return self.final_norm(x), k, v
 
   def logits(self, hidden):
-    precision = 'highest' if self.dtype == jnp.float32 else None
     kernel = self.embed.embedding.T if self.config.tied else self.out.variables['params']['kernel']
-    product = functools.partial(jnp.matmul, precision=precision, preferred_element_type=jnp.float32)
-    return product(hidden, kernel.astype(self.dtype))
+    return product('...d,dv->...v', hidden, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
 
   def everything(self, ids):  # touches every parameter, for init
     hidden, _ = self.trunk(ids, ids, jnp.ones((1, 0), bool), ids.shape[1])
