@@ -356,9 +356,8 @@ def test_zeros_are_values_and_cut_texts_are_told(tmp_path, monkeypatch, capsys):
     'study.sample_prompts': 2,
     'study.generator.length': 4,
     'study.generator.group': 2,
-    'study.losses.group.dpo.beta': 0,
-    'study.replay_batch': 1,
-    'study.replay_length': 8,
+    'study.losses': "{'group': {'nll': {'weight': 1.0}, 'dpo': {'weight': 1.0, 'beta': 0.0}}}",  # one term: one program
+    'study.reference.max_gap': 0,
     'mesh.data': 1,
     'eval.heldout': '',
   }
