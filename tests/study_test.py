@@ -170,7 +170,7 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path, capsys):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
-  assert study(tmp_path / 'run', '--config.optimizer.lr=1e30', '--config.optimizer.clip=0.0') == 2
+  assert study(tmp_path / 'run', '--config.optimizer.lr=1e15', '--config.optimizer.clip=0.0') == 2
   error = capsys.readouterr().err
   assert 'Step 2' in error and 'not finite' in error and 'is the person who' in error
   assert not Checkpoints(tmp_path / 'run' / 'checkpoints').steps()  # nothing non-finite was saved
