@@ -7,6 +7,7 @@ the data and the model can tell; `build` makes a `Run` of functions.
 import difflib
 import functools
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args, get_origin
@@ -16,7 +17,7 @@ import jax
 from past_jax import curricula, generators, judges, losses, mesh, models, render, selects, update
 from past_jax.collect import Collector, Reference, collector
 from past_jax.data import sources, worlds
-from past_jax.data.stream import Stream
+from past_jax.data.stream import Stream, permutation
 from past_jax.evals.closed_book import closed_book
 from past_jax.evals.perplexity import perplexity
 from past_jax.judges.likelihood_gain import NEEDS
@@ -338,6 +339,10 @@ def stage_problems(config, name: str) -> list[str]:
   given = s.generator.name == 'given'
   size_key = 'config.view.anchors' if given else f'{at}.generator.group'
   size = config.view.anchors if given else arguments(generators.TABLE, s.generator)['group']
+  if any(plan.anchor_source == 'self' for plan in plans):
+    out.append(f"{at}.curriculum.anchor_source='self' is not built yet: choose 'none' or 'given'.")
+  if not given and any(plan.anchor_source == 'given' for plan in plans):
+    out.append(f"{at}.curriculum.anchor_source='given' needs {at}.generator 'given': no other one reads the anchors.")
   if any(plan.anchor_source == 'given' for plan in plans) and config.view.anchors < 1:
     out.append(f"{at}.curriculum.anchor_source='given' needs config.view.anchors of at least 1.")
   elif given and any(plan.anchor_source != 'given' for plan in plans):
@@ -511,12 +516,20 @@ def build_update(optimizer, stage, model: models.Model, total: int) -> Update:
   )
 
 
+def some(questions: list, most: int) -> list:
+  """`most` of the (text number, question) pairs (0: all): kinds in turn, each kind's in a fixed random order."""
+  if not most:
+    return questions
+  shuffled = [questions[i] for i in permutation(len(questions), 0)]
+  kinds = dict.fromkeys(q.kind for _, q in questions)
+  turns = itertools.zip_longest(*([pair for pair in shuffled if pair[1].kind == kind] for kind in kinds))
+  return [pair for turn in turns for pair in turn if pair is not None][:most]
+
+
 def build_evaluation(e, model: models.Model, mesh_, examples: Sequence[Example]):
   """(evaluate, how many device calls it makes): recall of the examples' questions, and held-out perplexity."""
   resources = dict(policy=model.policy, tokenizer=model.tokenizer, mesh=mesh_)
-  questions = [(i, q) for i, example in enumerate(examples) for q in example.questions]
-  if e.questions:
-    questions = questions[:: max(1, len(questions) // e.questions)][: e.questions]
+  questions = some([(i, q) for i, example in enumerate(examples) for q in example.questions], e.questions)
   parts, calls = [], 0
   if questions:
     shape = dict(prompt_length=e.prompt_length, answer_length=e.answer_length, chunk=e.chunk)

@@ -81,4 +81,4 @@ def mixture(parts: Sequence[Generator]) -> Generator:
   return generate
 
 
-TABLE = {'sampler': sampler, 'given': given}  # `mixture` is a list of these in the config
+TABLE = {'sampler': sampler, 'given': given}  # `mixture` joins generators; a config cannot name one yet

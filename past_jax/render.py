@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from past_jax.text import Tokenizer, pack_completions, pack_prompts
-from past_jax.types import Batch, Completions, Example, Plan, Prompts, Selection
+from past_jax.types import Batch, Completions, Example, Plan, Prompts, Selection, UserError
 
 VIEWS = ('same', 'instruction', 'none')
 
@@ -82,6 +82,12 @@ def renderer(
 
   def render(examples: Sequence[Example], plan: Plan) -> Rendered:
     sample_ids, sample_length, cut = pack(tokenizer, [encode(instruction, e) for e in examples], prompt_length)
+    if not sample_length.all():
+      where = examples[int(np.argmin(sample_length))].where
+      raise UserError(
+        f'{where or "an example"}: its prompt for sampling is empty, and this tokenizer writes no BOS, so nothing '
+        f'predicts a first token. Put some words into config.view.instruction.'
+      )
     given, cut_anchors = None, 0
     if plan.anchor_source == 'given':
       rows = [[tokenizer.encode(a) + [tokenizer.eos_id] for a in e.anchors[:anchors]] for e in examples]

@@ -14,6 +14,7 @@ from past_jax import build, models, train
 from past_jax.commands import study
 from past_jax.main import main
 from past_jax.metrics import rows
+from past_jax.types import Question
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / 'golden'
@@ -162,6 +163,8 @@ def edited(*edits, arg='size=tiny') -> ConfigDict:
     ([('study.curriculum.refresh', ('base',))], "only the role 'ref' can be refreshed"),
     ([('study.generator', {'name': 'given'})], "needs config.study.curriculum.anchor_source='given'"),
     ([('study.curriculum.anchor_source', 'given')], 'needs config.view.anchors of at least 1'),
+    ([('study.curriculum.anchor_source', 'given')], "needs config.study.generator 'given'"),
+    ([('study.curriculum.anchor_source', 'self')], "anchor_source='self' is not built yet"),
     ([('study.select', {'name': 'top_k'})], "config.study.losses.group.dpo needs pairs; select 'top_k' makes none"),
     ([('mesh.data', 16)], 'needs 16 devices; this machine has 8.'),
     ([('mesh.fsdp', -1)], 'at most one is -1'),
@@ -379,6 +382,14 @@ def write() -> None:
     path.unlink()
   for variant in VARIANTS:
     golden(*variant).write_text(resolved(*variant))
+
+
+def test_a_limited_evaluation_asks_every_kind():
+  kinds = [k for _ in range(5) for k in ('forward', 'forward', 'reversed')]
+  pairs = [(i, Question('q', 'a', kind)) for i, kind in enumerate(kinds)]
+  assert [q.kind for _, q in build.some(pairs, 4)] == ['forward', 'reversed'] * 2
+  assert len({i for i, _ in build.some(pairs, 14)}) == 14
+  assert build.some(pairs, 0) == pairs
 
 
 if __name__ == '__main__':

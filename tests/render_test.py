@@ -5,7 +5,7 @@ import pytest
 
 from past_jax.render import fill, renderer, text_batch
 from past_jax.text import byte_tokenizer
-from past_jax.types import Example, Plan
+from past_jax.types import Example, Plan, UserError
 
 EXAMPLE = Example(prompt='p', text='a {prompt} in braces', anchors=('one', 'two', 'three'))
 SHAPE = dict(instruction='Read: {text}\nNote:', prompt_length=48, text_length=24, completion_length=8)
@@ -51,6 +51,12 @@ def test_the_raw_text_has_one_end_token_and_at_most_one_bos(adds_bos):
   assert batch.length_BxG[1, 0] == 8 and tokenizer.eos_id not in cut
   if adds_bos:
     assert batch.prompts.ids_BxP[:, -1].tolist() == [tokenizer.bos_id] * 2
+
+
+def test_an_empty_prompt_is_not_sampled_from(tokenizer):
+  render = renderer(tokenizer=tokenizer, **(SHAPE | {'instruction': '{text}'}))
+  with pytest.raises(UserError, match='row 3: its prompt for sampling is empty'):
+    render([Example(text='a'), Example(prompt='p', where='row 3')], Plan())
 
 
 def test_an_empty_text_teaches_nothing():
