@@ -463,7 +463,9 @@ def test_help(past, command):
 
 def start(*flags, **kwargs):
   """`past sample` as a process, on enough rows to be hit while it works."""
-  command = [sys.executable, '-m', 'past_jax.main', 'sample', '--model=scratch:tiny', '--prompts=many.jsonl']
+  # A shell starts background jobs with SIGINT ignored; a person's terminal does not.
+  code = 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from past_jax.main import run; run()'
+  command = [sys.executable, '-c', code, 'sample', '--model=scratch:tiny', '--prompts=many.jsonl']
   env = os.environ | {'JAX_PLATFORMS': 'cpu'}
   command += ['--out=out.jsonl', '--batch=2', '--max_new_tokens=64', *flags]
   return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **kwargs)

@@ -20,6 +20,7 @@ spec = importlib.util.spec_from_file_location('stop', sys.argv[1])
 stop_py = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(stop_py)
 assert 'jax' not in sys.modules
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
 """
 POLITE = """
 with stop_py.Stop() as stop:
