@@ -151,6 +151,17 @@ def test_every_shipped_variant_runs_a_round(tmp_path, arg):
   assert np.isfinite(row['loss'])
 
 
+@pytest.mark.parametrize('view', ['same', 'instruction'])
+def test_the_other_training_views(tmp_path, view):
+  """`same`: the sampler's log-probs serve as the reference; `instruction`: one scoring pass, as under `none`."""
+  assert study(tmp_path / 'run', f'--config.view.train_view={view}', '--config.study.rounds=1') == 0
+  first, second = rows(tmp_path / 'run' / 'metrics.jsonl')
+  assert first['group/dpo/loss'] == pytest.approx(np.log(2), abs=1e-5)
+  assert abs(first['rewards/margins']) < 1e-4 < abs(second['rewards/margins'])
+  timing = json.loads((tmp_path / 'run' / 'timing.json').read_text())
+  assert ('reference' in timing) == (view == 'instruction')
+
+
 def test_a_users_own_jsonl(tmp_path):
   data = tmp_path / 'my.jsonl'
   question = {'question': 'The lamp of Orrin is', 'answer': 'green'}
