@@ -97,7 +97,7 @@ def sample(c: Collector, weights, key, prompts: Prompts, temperature, tick) -> G
 
 
 def sampler_gap(c: Collector, params, group: Group) -> float:
-  """Largest |sum of log-probs by the sampler - by the trainer's function| over completions of 4 prompts, in nats.
+  """Largest |sum of log-probs by the sampler - by the trainer's function| over 4 prompts a data shard, in nats.
 
   Both at temperature 1 and in the sampling view; given completions are left out.
   """

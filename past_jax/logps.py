@@ -19,7 +19,7 @@ def group_logps(policy: Policy, params, prompts: Prompts, ids_BxGxT, length_BxG,
 
   Exactly what scoring each prompt + completion alone would give, with the prompt computed once. The head runs on
   completion positions only, in slices of T of about `chunk` tokens, recomputed in the backward pass, so that no array
-  holds the vocabulary for all tokens of the batch.
+  holds the vocabulary for all tokens of the batch. A batch of at most `chunk` tokens is one slice, which is kept.
   """
   B, G, T = ids_BxGxT.shape
   hidden = policy.group(params, prompts, ids_BxGxT, length_BxG)
