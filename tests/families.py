@@ -1,0 +1,199 @@
+"""Small random `transformers` models, one per family and per switch of a family, and what torch says about them.
+
+Import it after `pytest.importorskip('torch')`. Nothing here uses the code under test except the byte tokenizer.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from transformers import (
+  Gemma2Config,
+  Gemma3TextConfig,
+  GPT2Config,
+  GPTNeoXConfig,
+  LlamaConfig,
+  MistralConfig,
+  Phi3Config,
+  Qwen2Config,
+  Qwen3Config,
+  SmolLM3Config,
+)
+
+from past_jax.text import byte_tokenizer
+
+transformers.utils.logging.disable_progress_bar()
+
+VOCAB = 272  # the byte tokenizer's 260 ids, padded
+CONTEXT = 512
+LONGROPE_SHORT = 64  # rows up to this long read longrope's short factors
+
+_SHAPE = dict(
+  vocab_size=VOCAB,
+  hidden_size=64,
+  intermediate_size=96,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  max_position_embeddings=CONTEXT,
+  pad_token_id=None,  # torch would hold back the gradient of the padding token's embedding
+)
+_LONGROPE = dict(rope_type='longrope', rope_theta=10_000.0, original_max_position_embeddings=LONGROPE_SHORT)
+
+
+def _longrope(partial: float):
+  pairs = int(16 * partial) // 2
+  short, long = ([round(1 + by * i, 2) for i in range(pairs)] for by in (0.1, 0.9))
+  rope = dict(_LONGROPE, short_factor=short, long_factor=long, partial_rotary_factor=partial)
+  return dict(rope_parameters=rope, original_max_position_embeddings=LONGROPE_SHORT)
+
+
+# Name -> (class of the config, what differs from _SHAPE). Sizes are such that what a family does differently shows
+# within a few tokens: windows of 8 and 16, soft caps near the size of the logits, contexts that rope scaling exceeds.
+FAMILIES = {
+  'llama': (LlamaConfig, {}),
+  'llama_mha_tied': (LlamaConfig, dict(num_key_value_heads=4, tie_word_embeddings=True)),
+  'llama_bias': (LlamaConfig, dict(attention_bias=True, mlp_bias=True)),
+  'llama3': (
+    LlamaConfig,
+    dict(
+      rope_parameters=dict(
+        rope_type='llama3',
+        rope_theta=10_000.0,
+        factor=8.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=32,
+      )
+    ),
+  ),
+  'llama_linear': (LlamaConfig, dict(rope_parameters=dict(rope_type='linear', rope_theta=10_000.0, factor=4.0))),
+  'llama_yarn': (
+    LlamaConfig,
+    dict(
+      rope_parameters=dict(
+        rope_type='yarn', rope_theta=10_000.0, factor=8.0, original_max_position_embeddings=64, beta_fast=4.0
+      )
+    ),
+  ),
+  'smollm2': (LlamaConfig, dict(tie_word_embeddings=True, rope_parameters=dict(rope_type='default', rope_theta=1e5))),
+  'smollm3': (SmolLM3Config, dict(num_hidden_layers=4, no_rope_layers=[1, 0, 1, 0])),
+  'mistral': (MistralConfig, dict(sliding_window=8)),
+  'mistral_full': (MistralConfig, dict(sliding_window=None, head_dim=24)),
+  'qwen2': (Qwen2Config, dict(tie_word_embeddings=True)),
+  'qwen2_window': (
+    Qwen2Config,
+    dict(num_hidden_layers=3, use_sliding_window=True, max_window_layers=1, sliding_window=8),
+  ),
+  'qwen3': (Qwen3Config, dict(head_dim=32)),
+  'phi3': (Phi3Config, dict(sliding_window=16)),
+  'phi3_longrope': (Phi3Config, _longrope(1.0)),
+  'phi3_longrope_partial': (Phi3Config, _longrope(0.75)),
+  'gemma2': (
+    Gemma2Config,
+    dict(
+      num_hidden_layers=3,
+      head_dim=24,
+      query_pre_attn_scalar=40,
+      sliding_window=8,
+      attn_logit_softcapping=3.0,
+      final_logit_softcapping=4.0,
+    ),
+  ),
+  'gemma3': (
+    Gemma3TextConfig,
+    dict(
+      num_hidden_layers=5,
+      head_dim=24,
+      query_pre_attn_scalar=40,
+      sliding_window=8,
+      layer_types=['sliding_attention'] * 2 + ['full_attention'] + ['sliding_attention'] * 2,  # ends within a period
+      rope_parameters=dict(
+        sliding_attention=dict(rope_type='default', rope_theta=10_000.0),
+        full_attention=dict(rope_type='linear', rope_theta=1e6, factor=8.0),
+      ),
+    ),
+  ),
+  'gpt2': (GPT2Config, {}),
+  'gptneox': (GPTNeoXConfig, dict(rope_parameters=dict(rope_theta=10_000.0, partial_rotary_factor=0.25))),
+  'gptneox_sequential': (GPTNeoXConfig, dict(use_parallel_residual=False)),
+}
+
+
+def config(name: str, **changes):
+  """The `transformers` config of a family."""
+  kind, own = FAMILIES[name]
+  tokenizer = byte_tokenizer()
+  wanted = _SHAPE | own | dict(bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id) | changes
+  known = {field.name for field in dataclasses.fields(kind)} | kind.attribute_map.keys()
+  return kind(**{key: value for key, value in wanted.items() if key in known or key not in _SHAPE})
+
+
+def make(name: str, directory: str | Path, *, dtype=torch.float32, adds_bos: bool = False, **changes) -> Path:
+  """Writes a random model of a family, with a tokenizer, as `save_pretrained` does.
+
+  No parameter is left at an initial value that hides it: norms are spread around 1 (0 where the family adds 1), biases
+  are not 0, and matrices are large enough for peaked attention and log-probs far from uniform.
+
+  Args:
+    changes: to the config.
+  """
+  torch.manual_seed(0)
+  model = transformers.AutoModelForCausalLM.from_config(config(name, **changes))
+  centre = 0.0 if name.startswith('gemma') else 1.0
+  generator = torch.Generator().manual_seed(1)
+  with torch.no_grad():
+    for path, parameter in model.named_parameters():
+      noise = torch.randn(parameter.shape, generator=generator)
+      vector = parameter.ndim == 1
+      parameter.copy_(noise * (0.3 if vector else 0.15) + (centre if vector and path.endswith('weight') else 0.0))
+  directory = Path(directory)
+  model.to(dtype).save_pretrained(directory)
+  byte_tokenizer(adds_bos).save(directory)
+  return directory
+
+
+def oracle(directory: str | Path):
+  """The model as `transformers` reads it: float32, plain attention."""
+  return transformers.AutoModelForCausalLM.from_pretrained(
+    str(directory), dtype=torch.float32, attn_implementation='eager', local_files_only=True
+  ).eval()
+
+
+def _logits(model, row: Sequence[int]):
+  return model(input_ids=torch.tensor([list(row)]), use_cache=False).logits[0]
+
+
+@torch.no_grad()
+def oracle_logps(directory: str | Path, rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
+  """log p(row[t] | row[:t]) for t = 1, 2, ...: one float64 array of len(row) - 1 for every row, each computed alone."""
+  model, out = oracle(directory), []
+  for row in rows:
+    logps = torch.log_softmax(_logits(model, row).double(), -1)
+    out.append(logps[:-1].gather(1, torch.tensor(list(row[1:]))[:, None])[:, 0].numpy())
+  return out
+
+
+@torch.no_grad()
+def oracle_greedy(directory: str | Path, prompt: Sequence[int], n: int) -> tuple[list[int], list[float]]:
+  """`n` greedy ids after `prompt`, by a whole forward each, and the gap between the two largest logits at each."""
+  model, row, gaps = oracle(directory), list(prompt), []
+  for _ in range(n):
+    top = _logits(model, row)[-1].double().topk(2)
+    row.append(int(top.indices[0]))
+    gaps.append(float(top.values[0] - top.values[1]))
+  return row[len(prompt) :], gaps
+
+
+def oracle_gradients(directory: str | Path, rows: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+  """Gradients of the summed log-prob of the rows' tokens (the first of each has none), by the names in the file."""
+  model = oracle(directory)
+  total = 0.0
+  for row in rows:
+    logps = torch.log_softmax(_logits(model, row), -1)
+    total = total + logps[:-1].gather(1, torch.tensor(list(row[1:]))[:, None]).sum()
+  total.backward()
+  return {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
