@@ -1,0 +1,209 @@
+"""Every family through every path against torch, from the same files. `-s` prints the table of largest deviations.
+
+Slow: `pytest -m slow tests/parity_test.py -s`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch', reason="the extra `torch`: pip install 'past-jax[torch]'")
+
+import families  # noqa: E402
+import paths  # noqa: E402
+
+from past_jax import mesh as mesh_lib  # noqa: E402
+from past_jax import models  # noqa: E402
+from past_jax.models import weights  # noqa: E402
+from past_jax.sampler import sample  # noqa: E402
+from past_jax.types import Prompts  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+PER_TOKEN, PER_512, RELATIVE, TIE = 1e-5, 1e-3, 1e-4, 1e-4
+
+# Four prompts of up to 72 tokens, one of them empty, with eight completions of up to 24, some of none and some of one:
+# rows of 0 to 96 tokens, on both sides of every window and of longrope's limit of 32.
+GROUPS = paths.ragged(
+  seed=0,
+  prompt_lengths=[72, 0, 17, 8],
+  completion_lengths=[
+    [24, 1, 0, 9, 24, 16, 3, 20],
+    [24, 20, 1, 0, 2, 13, 24, 7],
+    [0, 24, 12, 1, 19, 24, 5, 15],
+    [23, 24, 1, 24, 11, 0, 17, 24],
+  ],
+  P=72,
+  T=24,
+)
+LONG = paths.ragged(seed=1, prompt_lengths=[24], completion_lengths=[[488]], P=24, T=488)  # one row of 512
+GREEDY = 64
+CASES = [(name, rope) for name in families.FAMILIES for rope in (('short', 'long') if 'longrope' in name else ('',))]
+
+
+class Case:
+  """A family, read by us under one choice of rope factors. Each program is compiled once, at its first use."""
+
+  def __init__(self, name, rope, directory, deviations):
+    self.name, self.rope, self.directory, self.deviations = name, rope, directory, deviations
+    self.model = models.load(str(directory), **({'rope': rope} if rope else {}))
+    self.params = self.model.read(mesh_lib.make({'data': 1, 'fsdp': 1, 'tensor': 1}))
+    policy = self.model.policy
+    self.by = {
+      way: jax.jit(functools.partial(getattr(paths, f'by_{way}'), policy)) for way in ('group', 'rows', 'decode')
+    }
+    self.sample = jax.jit(functools.partial(sample, policy, group=2, length=GREEDY))
+
+  def same_factors(self, row_length):
+    """Whether torch, which goes by the length of the row, uses the rope factors that we use for all rows."""
+    return not self.rope or (row_length <= families.LONGROPE_SHORT) == (self.rope == 'short')
+
+  def torch_logps(self, prompts, ids_BxGxT, length_BxG):
+    """(logps_BxGxT, float64; which rows are comparable, bool_BxG). Each row alone, without padding."""
+    B, G, T = ids_BxGxT.shape
+    rows = paths.rows_of(prompts, ids_BxGxT, length_BxG)
+    whole = iter(families.oracle_logps(self.directory, [row for row in rows if len(row) > 1]))
+    out = np.zeros((B, G, T))
+    for n, row in enumerate(rows):
+      (b, g), logps = divmod(n, G), next(whole) if len(row) > 1 else np.zeros(0)
+      start, length = int(prompts.length_B[b]), int(length_BxG[b, g])
+      first = 1 if start == 0 else 0  # after an empty prompt the first token has no log-prob
+      out[b, g, first:length] = logps[start + first - 1 :][: max(length - first, 0)]
+    comparable = np.array([self.same_factors(len(row)) for row in rows]).reshape(B, G)
+    assert comparable.any()
+    return out, comparable
+
+  def record(self, path, deviation):
+    row = self.deviations.setdefault(' '.join([self.name, self.rope]).strip(), {})
+    row[path] = max(float(deviation), row[path] if path in row else 0.0)
+
+  def check(self, path, ours, theirs, bound=PER_TOKEN):
+    difference = np.abs(np.asarray(ours, np.float64) - theirs)
+    assert np.isfinite(difference).all()
+    self.record(path, difference.max())
+    assert difference.max() <= bound, (path, np.unravel_index(difference.argmax(), difference.shape))
+
+
+@pytest.fixture(scope='module')
+def deviations():
+  """(family, path) -> the largest deviation seen, printed when all is done."""
+  table = {}
+  yield table
+  columns = list(dict.fromkeys(path for row in table.values() for path in row))
+  width = max(map(len, table), default=0)
+  print('\n\nlargest deviation from torch; sums: nats of 512 tokens; gradients: relative; agree: between our paths')
+  print(' ' * width, *(f'{column:>9}' for column in columns))
+  for name, row in table.items():
+    print(f'{name:{width}}', *(f'{row[column]:9.1e}' if column in row else ' ' * 9 for column in columns))
+
+
+@pytest.fixture(scope='module', params=CASES, ids=lambda case: '-'.join(filter(None, case)))
+def case(request, deviations, tmp_path_factory):
+  name, rope = request.param
+  directory = families.make(name, tmp_path_factory.mktemp(name) / 'model', adds_bos=CASES.index(request.param) % 2 == 1)
+  return Case(name, rope, directory, deviations)
+
+
+@pytest.fixture(scope='module')
+def expected(case):
+  return case.torch_logps(*GROUPS)
+
+
+@pytest.fixture(scope='module')
+def plain(case):
+  """Our own row-wise log-probs, which the other paths must repeat whatever torch says."""
+  return np.asarray(case.by['rows'](case.params, *GROUPS))
+
+
+def compare(case, expected, plain, path, ours, members=slice(None)):
+  theirs, comparable = (a[:, members] for a in expected)
+  case.check(path, np.asarray(ours)[comparable], theirs[comparable])
+  case.check('agree', ours, plain[:, members])
+
+
+def test_rows(case, expected, plain):
+  compare(case, expected, plain, 'rows', plain)
+
+
+def test_a_group_of_eight(case, expected, plain):
+  compare(case, expected, plain, 'group 8', case.by['group'](case.params, *GROUPS))
+
+
+def test_prefill_and_decode(case, expected, plain):
+  compare(case, expected, plain, 'decode', case.by['decode'](case.params, *GROUPS))
+
+
+def test_eight_devices(case, expected, plain):
+  mesh = mesh_lib.make({'data': 2, 'fsdp': 2, 'tensor': 2})
+  with jax.set_mesh(mesh):
+    params, batch = case.model.read(mesh), mesh_lib.put_batch(mesh, GROUPS)
+    for way in ('group', 'decode'):
+      compare(case, expected, plain, '8 devices', case.by[way](params, *batch))
+
+
+def test_512_tokens_alone(case):
+  """G = 1, no pad anywhere."""
+  logps = {way: np.asarray(score(case.params, *LONG), np.float64) for way, score in case.by.items()}
+  theirs = case.torch_logps(*LONG)[0] if case.same_factors(512) else logps['rows']
+  for ours in logps.values():
+    case.check('512 alone', ours, theirs)
+    case.check('its sum', ours.sum(), theirs.sum(), PER_512)
+
+
+def sampling_prompts():
+  prompts = GROUPS[0]
+  return Prompts(prompts.ids_BxP, np.maximum(prompts.length_B, 1))
+
+
+def test_sampled_log_probs(case):
+  prompts = sampling_prompts()
+  keys, stops = jax.random.split(jax.random.key(0), 4), jnp.array(case.model.tokenizer.stop_ids)
+  group = case.sample(case.params, keys, prompts, 1.0, stops)
+  theirs, comparable = case.torch_logps(prompts, *map(np.asarray, (group.ids_BxGxT, group.length_BxG)))
+  case.check('sample', np.asarray(group.logps_BxGxT)[comparable], theirs[comparable])
+  assert len(np.unique(group.ids_BxGxT)) > 50  # of 512 tokens: the distributions are broad enough to say something
+
+
+def test_greedy_decoding(case):
+  prompts, nothing = sampling_prompts(), jnp.array([-1] * len(case.model.tokenizer.stop_ids))
+  group = case.sample(case.params, jax.random.split(jax.random.key(0), 4), prompts, 0.0, nothing)
+  compared = 0
+  for b in (0, 3):  # the longest prompt, and one within every window
+    row = paths.rows_of(prompts, np.zeros((4, 1, 0), np.int32), np.zeros((4, 1), np.int32))[b]
+    theirs, gaps = families.oracle_greedy(case.directory, row, GREEDY)
+    same = [case.same_factors(len(row) + t) for t in range(GREEDY)]
+    n = next((t for t in range(GREEDY) if gaps[t] < TIE or not same[t]), GREEDY)
+    assert list(np.asarray(group.ids_BxGxT)[b, 0, :n]) == theirs[:n]
+    compared += n
+  assert compared >= 20
+
+
+def test_gradients_of_groups_of_three(case, expected, plain):
+  """Of the summed log-prob, through the trainer's path."""
+  prompts, ids, length = (GROUPS[0], GROUPS[1][:, :3], GROUPS[2][:, :3])
+  rows = paths.rows_of(prompts, ids, length)
+  counted = np.array([case.same_factors(len(row)) for row in rows])
+  starts = np.repeat(prompts.length_B, 3)
+
+  @jax.jit
+  def gradient(params, weight_BxG):
+    def total(params):
+      logps = case.by['group'](params, prompts, ids, length)
+      return (logps * weight_BxG[:, :, None]).sum(), logps
+
+    return jax.grad(total, has_aux=True)(params)
+
+  ours, logps = gradient(case.params, counted.reshape(-1, 3).astype(np.float32))
+  compare(case, expected, plain, 'group 3', logps, slice(3))
+  ours = dict(weights.hf_tensors(ours, case.model.config))
+  theirs = families.oracle_gradients(
+    case.directory, [row for row, c in zip(rows, counted) if c], [int(s) for s, c in zip(starts, counted) if c]
+  )
+  assert ours.keys() == theirs.keys()
+  for name, gradient_ in theirs.items():
+    scale = np.linalg.norm(gradient_)
+    assert scale > 0, name
+    case.check('gradients', np.linalg.norm(ours[name] - gradient_) / scale, 0.0, RELATIVE)
