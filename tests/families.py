@@ -4,6 +4,7 @@ Import it after `pytest.importorskip('torch')`. Nothing here uses the code under
 """
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -155,6 +156,32 @@ def make(name: str, directory: str | Path, *, dtype=torch.float32, adds_bos: boo
   model.to(dtype).save_pretrained(directory)
   byte_tokenizer(adds_bos).save(directory)
   return directory
+
+
+def old_spelling(directory: Path):
+  """Rewrites config.json as releases of `transformers` before 5, and most of the hub, spell it."""
+  path = directory / 'config.json'
+  c = json.loads(path.read_text(encoding='utf-8'))
+  c['torch_dtype'] = c.pop('dtype')
+  rope = c.pop('rope_parameters', None)
+  if c['model_type'] == 'gemma3_text':
+    c |= {'rope_local_base_freq': rope['sliding_attention']['rope_theta'], 'sliding_window_pattern': 3}
+    rope = rope['full_attention']
+  if c['model_type'] == 'gpt_neox':
+    c |= {'rotary_emb_base': rope['rope_theta'], 'rotary_pct': rope['partial_rotary_factor']}
+  elif rope is not None:
+    c['rope_theta'] = rope.pop('rope_theta')
+    if 'partial_rotary_factor' in rope:
+      c['partial_rotary_factor'] = rope.pop('partial_rotary_factor')
+    if rope['rope_type'] == 'longrope':
+      c['rope_scaling'] = {'type': rope['rope_type'], **{k: rope[k] for k in ('short_factor', 'long_factor')}}
+    else:
+      c['rope_scaling'] = None if rope['rope_type'] == 'default' else rope
+  if c['model_type'] in ('qwen2', 'qwen3') and not c['use_sliding_window']:
+    c |= {'sliding_window': 8, 'max_window_layers': 1}  # Qwen's files name a window that they do not use
+  c.pop('layer_types', None)
+  c.pop('_sliding_window_pattern', None)
+  path.write_text(json.dumps(c), encoding='utf-8')
 
 
 def oracle(directory: str | Path):

@@ -14,11 +14,13 @@ torch = pytest.importorskip('torch', reason="the extra `torch`: pip install 'pas
 
 import families  # noqa: E402
 import paths  # noqa: E402
+import transformers  # noqa: E402
 
 from past_jax import mesh as mesh_lib  # noqa: E402
 from past_jax import models  # noqa: E402
 from past_jax.models import weights  # noqa: E402
 from past_jax.sampler import sample  # noqa: E402
+from past_jax.text import pack_completions, pack_prompts  # noqa: E402
 from past_jax.types import Prompts  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -207,3 +209,76 @@ def test_gradients_of_groups_of_three(case, expected, plain):
     scale = np.linalg.norm(gradient_)
     assert scale > 0, name
     case.check('gradients', np.linalg.norm(ours[name] - gradient_) / scale, 0.0, RELATIVE)
+
+
+# --- files and tokenizers -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', families.FAMILIES)
+def test_old_spellings_of_a_config_mean_the_same(name, tmp_path):
+  rows = [list(range(100, 140))]
+  directory = families.make(name, tmp_path / 'model')
+  config, expected = models.load(str(directory)).config, families.oracle_logps(directory, rows)
+  families.old_spelling(directory)
+  np.testing.assert_array_equal(families.oracle_logps(directory, rows), expected)
+  assert models.load(str(directory)).config == config
+
+
+@pytest.mark.parametrize('adds_bos', [False, True])
+def test_text_with_and_without_bos(adds_bos, tmp_path):
+  directory = families.make('gemma2', tmp_path / 'model', adds_bos=adds_bos)
+  case = Case('gemma2', '', directory, {})
+  tokenizer = case.model.tokenizer
+  theirs = transformers.AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+  texts = ['', 'Ada', 'Where does the River Wey rise? ', 'naïve 🌧️ <|bos|>']
+  prompts = [tokenizer.plain(text) for text in texts]
+  assert prompts == [theirs(text)['input_ids'] for text in texts]
+  assert [ids.count(tokenizer.bos_id) for ids in prompts] == [adds_bos, adds_bos, adds_bos, 1 + adds_bos]
+  answers = [[*tokenizer.encode(text), tokenizer.eos_id] for text in ('It rises in two places.', ' and Bob', '')]
+  ids_BxP, length_B, _ = pack_prompts(prompts, 48)
+  ids_BxGxT, length_BxG, _ = pack_completions([answers] * 4, 24)
+  batch = Prompts(ids_BxP, length_B), ids_BxGxT, length_BxG
+  ours = np.asarray(case.by['group'](case.params, *batch))
+  case.check('group', ours, case.torch_logps(*batch)[0])
+  assert (ours[0, :, 0] < 0).all() == adds_bos  # the empty prompt: a BOS predicts the first token, nothing does not
+
+
+# --- the source itself --------------------------------------------------------------------------------------------
+
+_ROPE = dict(rope_type='default', rope_theta=10_000.0)
+_GEMMA3_ROPE = families.config('gemma3').rope_parameters
+SWITCHES = [  # (family, what turns the switch off, how many log-probs that leaves as they are)
+  ('llama3', dict(rope_parameters=_ROPE), 0),
+  ('llama_linear', dict(rope_parameters=_ROPE), 0),
+  ('llama_yarn', dict(rope_parameters=_ROPE), 0),
+  ('smollm3', dict(no_rope_layers=[1] * 4), 0),
+  ('mistral', dict(sliding_window=None), 8),
+  ('qwen2_window', dict(use_sliding_window=False), 8),
+  ('phi3', dict(sliding_window=None), 16),
+  ('gemma2', dict(sliding_window=512), 8),
+  ('gemma2', dict(attn_logit_softcapping=None), 0),
+  ('gemma2', dict(final_logit_softcapping=None), 0),
+  ('gemma2', dict(query_pre_attn_scalar=24), 0),
+  ('gemma3', dict(sliding_window=512), 8),
+  ('gemma3', dict(rope_parameters=_GEMMA3_ROPE | {'sliding_attention': _GEMMA3_ROPE['full_attention']}), 0),
+  ('gemma3', dict(rope_parameters=_GEMMA3_ROPE | {'full_attention': _GEMMA3_ROPE['sliding_attention']}), 0),
+  ('gptneox', dict(rope_parameters=_ROPE | dict(partial_rotary_factor=1.0)), 0),
+  ('gptneox', dict(use_parallel_residual=False), 0),
+]
+
+
+@pytest.mark.parametrize('name, off, unchanged', SWITCHES, ids=lambda x: x if isinstance(x, str) else '')
+def test_what_a_family_does_differently_shows_in_the_numbers(name, off, unchanged, tmp_path):
+  rows = [list(range(100, 200))]
+  on = families.oracle_logps(families.make(name, tmp_path / 'on'), rows)[0]
+  off = families.oracle_logps(families.make(name, tmp_path / 'off', **off), rows)[0]
+  np.testing.assert_allclose(off[:unchanged], on[:unchanged], atol=PER_TOKEN)
+  assert np.abs(off - on)[unchanged:].max() > 0.01
+
+
+@pytest.mark.parametrize('name', ['phi3_longrope', 'phi3_longrope_partial'])
+def test_longrope_goes_by_the_length_of_the_row(name, tmp_path):
+  limit = families.LONGROPE_SHORT
+  rows = [list(range(100, 100 + limit)), list(range(100, 101 + limit))]
+  at_limit, beyond = families.oracle_logps(families.make(name, tmp_path / 'model'), rows)
+  assert np.abs(beyond[:-1] - at_limit).max() > 0.01
