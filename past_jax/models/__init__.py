@@ -8,6 +8,7 @@ import jax
 from past_jax import mesh as mesh_lib
 from past_jax.models import specs, weights
 from past_jax.models.config import TINY, ModelConfig
+from past_jax.models.families import read_config
 from past_jax.models.transformer import RULES, transformer
 from past_jax.text import Tokenizer, byte_tokenizer, load_tokenizer
 from past_jax.types import Params, Policy
@@ -22,7 +23,7 @@ class Model(NamedTuple):
   read: Callable[[jax.sharding.Mesh], Params]  # the weights, placed; only owned slices are read
 
 
-def load(spec: str, *, dtype: str = 'float32', remat: bool = False, seed: int = 0) -> Model:
+def load(spec: str, *, dtype: str = 'float32', remat: bool = False, rope: str = 'short', seed: int = 0) -> Model:
   """The model that `spec` names; `scratch:tiny` is a random one with a byte tokenizer, made from `seed`.
 
   Raises:
@@ -37,7 +38,7 @@ def load(spec: str, *, dtype: str = 'float32', remat: bool = False, seed: int = 
 
     return Model(policy, byte_tokenizer(), TINY, init)
   directory = specs.resolve(spec)
-  config = weights.read_config(directory)
+  config = read_config(directory, rope)
   policy = transformer(config, dtype=dtype, remat=remat)
 
   def read(mesh):

@@ -1,21 +1,77 @@
-"""The shape of a transformer. One record serves every family; fields are in the units of the Hugging Face config."""
+"""The shape of a transformer. One record serves every family; `families.py` makes it from a Hugging Face config."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """What may differ between the layers of one model."""
+
+  window: int = 0  # how many tokens a token sees, itself included; 0: all before it
+  frequencies: tuple[float, ...] = ()  # radians per position of each rotated pair; (): no rotary embedding
+  amplitude: float = 1.0  # of the rotation's sine and cosine
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  vocab: int
+  vocab: int  # V
   width: int  # D
-  layers: int
   heads: int  # H, query heads
   kv_heads: int  # K, key/value heads; divides heads
   head_dim: int
-  ffn: int
-  context: int  # tokens the model was made for
-  rope_theta: float = 10_000.0
+  ffn: int  # F
+  context: int  # tokens the model has room for, under the rotary frequencies chosen
+  kinds: tuple[Kind, ...]
+  pattern: tuple[int, ...]  # which of `kinds` each layer is
+  scale: float  # of attention scores: head_dim ** -0.5, but for Gemma
+  norm: Literal['rms', 'rms_plus_one', 'layer'] = 'rms'  # plus one: Gemma's scale is stored as its distance from 1
   norm_eps: float = 1e-5
+  activation: Literal['silu', 'gelu', 'gelu_tanh'] = 'silu'
+  gated: bool = True  # down(act(gate(x)) * up(x)), else down(act(up(x)))
+  biased: tuple[str, ...] = ()  # linear layers with a bias, of q k v o gate up down
+  qk_norm: bool = False  # RMS norm of every query and key head before its rotation
+  post_norms: bool = False  # a norm also behind attention and MLP
+  parallel: bool = False  # attention and MLP read the same x
+  learned_positions: bool = False
+  attention_cap: float = 0.0  # c * tanh(scores / c); 0: off
+  logit_cap: float = 0.0
+  embed_scale: float = 1.0
   tied: bool = True  # the output head is the embedding
+  family: str = 'llama'  # `model_type` of config.json
+  # config.json as it was read: an export writes it back.
+  source: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+  @property
+  def layers(self) -> int:
+    return len(self.pattern)
 
 
-TINY = ModelConfig(vocab=264, width=64, layers=2, heads=4, kv_heads=2, head_dim=16, ffn=128, context=512)
+TINY = ModelConfig(
+  vocab=264,
+  width=64,
+  heads=4,
+  kv_heads=2,
+  head_dim=16,
+  ffn=128,
+  context=512,
+  kinds=(Kind(frequencies=tuple(10_000.0 ** (-i / 8) for i in range(8))),),
+  pattern=(0, 0),
+  scale=0.25,
+  source={
+    'architectures': ['LlamaForCausalLM'],
+    'model_type': 'llama',
+    'vocab_size': 264,
+    'hidden_size': 64,
+    'num_hidden_layers': 2,
+    'num_attention_heads': 4,
+    'num_key_value_heads': 2,
+    'head_dim': 16,
+    'intermediate_size': 128,
+    'max_position_embeddings': 512,
+    'rms_norm_eps': 1e-5,
+    'rope_theta': 10_000.0,
+    'tie_word_embeddings': True,
+  },
+)

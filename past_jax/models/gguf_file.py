@@ -9,10 +9,11 @@ from tokenizers import Tokenizer as Backend
 
 from past_jax.models import weights
 from past_jax.models.config import ModelConfig
+from past_jax.models.families import model_config
 from past_jax.text import Tokenizer
 from past_jax.types import UserError
 
-VERSION = 1  # goes up when the output changes, so that caches are made anew
+VERSION = 2  # goes up when the output changes, so that caches are made anew
 
 NAMES = {
   'model.embed_tokens': 'token_embd',
@@ -75,14 +76,16 @@ def convert(gguf_path: str | Path, out_dir: str | Path):
     fields = _Fields(gguf_path, reader)
   except (ValueError, IndexError, KeyError, OverflowError) as error:
     raise UserError(f'{gguf_path} cannot be read as GGUF ({error}); is the download complete?') from error
-  config, tokenizer = _config(gguf_path, fields, reader), _tokenizer(gguf_path, fields)
+  source, tokenizer = _config(gguf_path, fields, reader), _tokenizer(gguf_path, fields)
+  config = model_config(source)
   if tokenizer.vocab_size != config.vocab:
     raise UserError(f'{gguf_path} has {tokenizer.vocab_size} tokens and {config.vocab} rows in its embedding.')
   out_dir.mkdir(parents=True, exist_ok=True)
-  weights.write_tensors(out_dir, _tensors(gguf_path, reader, config), config, tokenizer, np.float32)
+  weights.write_tensors(out_dir, _tensors(gguf_path, reader, config), source, tokenizer, np.float32)
 
 
-def _config(path, fields, reader) -> ModelConfig:
+def _config(path, fields, reader) -> dict:
+  """The config.json of the same model."""
   if (architecture := fields['general.architecture']) != 'llama':
     raise UserError(f"{path}: architecture {architecture!r} is not supported; supported: 'llama'.")
   for key, value in fields.items():
@@ -102,40 +105,43 @@ def _config(path, fields, reader) -> ModelConfig:
   def short(value):  # the decimal that was meant: 1e-05, not 9.999999747378752e-06
     return float(str(np.float32(value)))
 
-  return ModelConfig(
-    vocab=int(shapes['token_embd.weight'][1]),  # GGUF lists the fastest axis first
-    width=width,
-    layers=fields['llama.block_count'],
-    heads=heads,
-    kv_heads=fields.get('llama.attention.head_count_kv', heads),
-    head_dim=head_dim,
-    ffn=fields['llama.feed_forward_length'],
-    context=fields['llama.context_length'],
-    rope_theta=short(fields.get('llama.rope.freq_base', 10_000.0)),
-    norm_eps=short(fields['llama.attention.layer_norm_rms_epsilon']),
-    tied='output.weight' not in shapes,
-  )
+  return {
+    'architectures': ['LlamaForCausalLM'],
+    'model_type': 'llama',
+    'vocab_size': int(shapes['token_embd.weight'][1]),  # GGUF lists the fastest axis first
+    'hidden_size': width,
+    'num_hidden_layers': fields['llama.block_count'],
+    'num_attention_heads': heads,
+    'num_key_value_heads': fields.get('llama.attention.head_count_kv', heads),
+    'head_dim': head_dim,
+    'intermediate_size': fields['llama.feed_forward_length'],
+    'max_position_embeddings': fields['llama.context_length'],
+    'rope_theta': short(fields.get('llama.rope.freq_base', 10_000.0)),
+    'rms_norm_eps': short(fields['llama.attention.layer_norm_rms_epsilon']),
+    'tie_word_embeddings': 'output.weight' not in shapes,
+  }
 
 
-def _tensors(path, reader, config: ModelConfig):
-  """(Hugging Face name, float32 array), one at a time."""
+def _tensors(path, reader, config: ModelConfig) -> weights.Tensors:
   tensors = {tensor.name: tensor for tensor in reader.tensors}
-  wanted = {}  # GGUF name -> Hugging Face name
-  for row in weights.table(config):
-    prefix, _, stem = row.name.removesuffix('.weight').rpartition('{i}.')
-    for i in range(config.layers if prefix else 1):
-      wanted[(f'blk.{i}.' if prefix else '') + NAMES[stem] + '.weight'] = row.name.format(i=i)
+  wanted = {}  # GGUF name -> (Hugging Face name, shape)
+  for stem, rows in weights.table(config).items():
+    prefix, _, last = stem.removesuffix('.weight').rpartition('{i}.')
+    for i, name in enumerate(weights.each(stem, config)):
+      ours = (f'blk.{i}.' if prefix else '') + NAMES[last] + '.weight'
+      wanted[ours] = name, weights.Layout(rows[0], config).stored
   if odd := sorted(wanted.keys() ^ tensors.keys()):
     raise UserError(f'{path}: tensors missing, or not supported in a llama model: {", ".join(odd[:8])}.')
-  for name, hf_name in wanted.items():
+
+  def array(name):
     tensor = tensors[name]
     try:
-      array = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+      out = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
     except NotImplementedError as error:
       raise UserError(f'{path}: the quantization {tensor.tensor_type.name} of {name} cannot be read.') from error
-    if name.endswith(('attn_q.weight', 'attn_k.weight')):
-      array = unpermute(array, config.head_dim)
-    yield hf_name, array
+    return unpermute(out, config.head_dim) if name.endswith(('attn_q.weight', 'attn_k.weight')) else out
+
+  return {hf_name: (shape, lambda name=name: array(name)) for name, (hf_name, shape) in wanted.items()}
 
 
 def unpermute(rows, head_dim: int):

@@ -1,4 +1,4 @@
-"""A decoder-only transformer (Llama family) in linen, seen from outside only as a `Policy`.
+"""A decoder-only transformer in linen, seen from outside only as a `Policy`. What families differ in is in the config.
 
 Linen is used as a frozen subset (Module, param, remat, scan); parameters are a plain nested dict with the layers
 stacked on a leading axis, caches are explicit arguments and results.
@@ -7,37 +7,64 @@ One row of the trunk is a *tree*: a prompt of `P` tokens (right-aligned) followe
 (left-aligned), laid out as S = P + G*T tokens. Prompt tokens attend to the prompt, a completion's tokens to the prompt
 and to their own completion, and positions restart after the prompt's true length. That is exactly what each
 prompt + completion would compute alone, with the prompt computed once. A plain row is the tree with P = 0 and G = 1.
+
+A token's *slot* is its place in its own prompt + completion, counted from the prompt's left pad. Prompts end at slot P
+whatever their length, so causality and windows depend on slots alone and one mask serves ragged prompts.
 """
+
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from past_jax import mesh as mesh_lib
-from past_jax.models.config import ModelConfig
+from past_jax.models.config import Kind, ModelConfig
 from past_jax.types import Policy, Prompts
 
+EVERYTHING = 1 << 30  # a window that no row reaches
 MASKED = -1e30  # finite: a fully masked row (a pad) must not become NaN
 
 RULES = (  # parameter path -> mesh axes, leading axis of `layers/` is the layer
   ('embed/embedding$', ('tensor', 'fsdp')),
+  ('positions/embedding$', (None, 'fsdp')),
   ('head/kernel$', ('fsdp', 'tensor')),
   ('(q|k|v)/kernel$', (None, 'fsdp', 'tensor', None)),
   ('o/kernel$', (None, 'tensor', None, 'fsdp')),
   ('(gate|up)/kernel$', (None, 'fsdp', 'tensor')),
   ('down/kernel$', (None, 'tensor', 'fsdp')),
-  ('scale$', ()),
+  ('(q|k|v)/bias$', (None, 'tensor', None)),
+  ('(gate|up)/bias$', (None, 'tensor')),
+  ('(scale|bias|lora_a|lora_b)$', ()),
 )
+INPUT_AXES = {'o': 2}  # of a linear layer's kernel, behind the axis of layers: those that a product sums over; else 1
+ACTIVATIONS = {
+  'silu': nn.silu,
+  'gelu': functools.partial(nn.gelu, approximate=False),
+  'gelu_tanh': functools.partial(nn.gelu, approximate=True),
+}
 
 
-def rotary(x, positions_BxS, theta):
-  """Rotates pairs (i, i + half) of the last axis of x_BxSxHxDh by position (RoPE, arXiv 2104.09864)."""
-  half = x.shape[-1] // 2
-  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = positions_BxS[:, :, None, None].astype(jnp.float32) * frequency[None, None, None, :]
-  sin, cos = jnp.sin(angle), jnp.cos(angle)
-  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+def rotations(kinds: tuple[Kind, ...], positions_BxS):
+  """(sine, cosine) of shape [kind, B, S, 1, pairs], of rotary embeddings (arXiv 2104.09864); None: nothing rotates."""
+  pairs = max(len(kind.frequencies) for kind in kinds)
+  if not pairs:
+    return None
+  still = (0.0,) * pairs  # a layer without positions turns by 0
+  frequency = jnp.array([kind.frequencies or still for kind in kinds], jnp.float32)
+  amplitude = jnp.array([kind.amplitude for kind in kinds], jnp.float32)[:, None, None, None, None]
+  angle = positions_BxS[None, :, :, None, None].astype(jnp.float32) * frequency[:, None, None, None, :]
+  return jnp.sin(angle) * amplitude, jnp.cos(angle) * amplitude
+
+
+def rotate(x, rotation):
+  """Rotates the pairs (i, i + pairs) of the last axis of x_BxSxHxDh; what is beyond them passes."""
+  if rotation is None:
+    return x
+  sin, cos = rotation
+  pairs = sin.shape[-1]
+  a, b, rest = jnp.split(x.astype(jnp.float32), [pairs, 2 * pairs], axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1).astype(x.dtype)
 
 
 def exact(dtype):
@@ -54,40 +81,97 @@ def grouped(q, kv_heads):
   return q.reshape(*q.shape[:-2], kv_heads, q.shape[-2] // kv_heads, q.shape[-1])
 
 
-def prompt_attention(q_BxPxHxD, k_BxPxKxD, v_BxPxKxD, valid_BxP):
-  """Causal attention among prompt tokens; pads on the left are keys of nobody."""
-  P = valid_BxP.shape[1]
+def capped(x, cap: float):
+  """Gemma 2's soft capping (arXiv 2408.00118, section 2)."""
+  return cap * jnp.tanh(x / cap) if cap else x
+
+
+def visible(query_slot, key_slot, window):
+  """bool [queries, keys]: keys that are not after the query, and in its window (None: any)."""
+  distance = query_slot[:, None] - key_slot[None, :]
+  return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+
+
+def prompt_attention(q_BxPxHxD, k_BxPxKxD, v_BxPxKxD, mask_BxPxP, score):
+  """Attention among prompt tokens. `score` scales and caps."""
   q = grouped(q_BxPxHxD, k_BxPxKxD.shape[2])
-  scores = product('bqkrd,bskd->bkrqs', q, k_BxPxKxD, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-  mask = jnp.tril(jnp.ones((P, P), bool))[None] & valid_BxP[:, None, :]
-  weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(v_BxPxKxD.dtype)
+  scores = score(product('bqkrd,bskd->bkrqs', q, k_BxPxKxD, preferred_element_type=jnp.float32))
+  scores = jnp.where(mask_BxPxP[:, None, None], scores, MASKED)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v_BxPxKxD.dtype)
   return product('bkrqs,bskd->bqkrd', weights, v_BxPxKxD).reshape(q_BxPxHxD.shape)
 
 
-def completion_attention(q_BxGxQxHxD, prompt_kv, own_kv, valid_BxP, mask_QxT):
-  """Completion tokens attend to their prompt (k_BxPxKxD) and to their own completion (k_BxGxTxKxD) under `mask_QxT`."""
+def completion_attention(q_BxGxQxHxD, prompt_kv, own_kv, seen_BxQxP, own_QxT, score):
+  """Completion tokens attend to their prompt (k_BxPxKxD) and to their own completion (k_BxGxTxKxD) under two masks."""
   (pk, pv), (ok, ov) = prompt_kv, own_kv
   q = grouped(q_BxGxQxHxD, ok.shape[-2])
-  P = valid_BxP.shape[1]
-  own = product('bgqkrd,bgskd->bgkrqs', q, ok, preferred_element_type=jnp.float32)
-  own = jnp.where(mask_QxT[None, None, None, None], own * q.shape[-1] ** -0.5, MASKED)
-  seen = product('bgqkrd,bskd->bgkrqs', q, pk, preferred_element_type=jnp.float32)
-  seen = jnp.where(valid_BxP[:, None, None, None, None], seen * q.shape[-1] ** -0.5, MASKED)
+  P = pk.shape[1]
+  own = score(product('bgqkrd,bgskd->bgkrqs', q, ok, preferred_element_type=jnp.float32))
+  own = jnp.where(own_QxT[None, None, None, None], own, MASKED)
+  seen = score(product('bgqkrd,bskd->bgkrqs', q, pk, preferred_element_type=jnp.float32))
+  seen = jnp.where(seen_BxQxP[:, None, None, None], seen, MASKED)
   weights = jax.nn.softmax(jnp.concatenate([seen, own], axis=-1), axis=-1).astype(ov.dtype)
   out = product('bgkrqs,bskd->bgqkrd', weights[..., :P], pv)
   out += product('bgkrqs,bgskd->bgqkrd', weights[..., P:], ov)
   return out.reshape(q_BxGxQxHxD.shape)
 
 
-class RMSNorm(nn.Module):
+class Norm(nn.Module):
+  """Over the last axis, in float32."""
+
+  kind: str
   eps: float
 
   @nn.compact
   def __call__(self, x):
-    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
+    width = x.shape[-1:]
+    wide = lambda leaf: leaf.reshape((1,) * (x.ndim - 1) + width)
     y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-    return (y * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+    if self.kind == 'layer':
+      y -= jnp.mean(y, axis=-1, keepdims=True)
+    y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+    if self.kind == 'rms_plus_one':
+      y *= 1 + wide(self.param('scale', nn.initializers.zeros, width))
+    else:
+      y *= wide(self.param('scale', nn.initializers.ones, width))
+    if self.kind == 'layer':
+      y += wide(self.param('bias', nn.initializers.zeros, width))
+    return y.astype(x.dtype)
+
+
+class Linear(nn.Module):
+  """x_...xI -> [..., O]: x @ kernel + bias, and + (x @ lora_a) @ lora_b where `lora.attach` put these leaves.
+
+  The product goes through the activations, never through kernel + lora_a @ lora_b: under `vmap` over adapters that sum
+  would be a copy of the kernel for each of them.
+  """
+
+  outputs: tuple[int, ...]
+  dtype: jnp.dtype
+  bias: bool = False
+  summed: int = 1  # trailing axes of x that the product sums over
+  result: jnp.dtype | None = None
+  kernel_init: nn.initializers.Initializer | None = None
+
+  @nn.compact
+  def __call__(self, x):
+    n, O = self.summed, len(self.outputs)
+    fan = dict(in_axis=range(n), out_axis=range(n, n + O))
+    init = self.kernel_init or nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal', **fan)
+
+    def times(x, w, n):
+      axes = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())
+      result = self.result or self.dtype
+      return jax.lax.dot_general(x.astype(self.dtype), w.astype(self.dtype), axes, exact(self.dtype), result)
+
+    y = times(x, self.param('kernel', init, (*x.shape[-n:], *self.outputs)), n)
+    if self.has_variable('params', 'lora_a'):
+      a, b = (self.get_variable('params', name) for name in ('lora_a', 'lora_b'))
+      y += times(times(x, a, n), b, 1)
+    if self.bias:
+      bias = self.param('bias', nn.initializers.zeros, self.outputs).astype(y.dtype)
+      y += bias.reshape((1,) * (y.ndim - O) + self.outputs)
+    return y
 
 
 class Block(nn.Module):
@@ -103,16 +187,23 @@ class Block(nn.Module):
   def __call__(self, carry, layer, shared):
     c, decoding = self.config, isinstance(carry, tuple)
     x = carry[0] if decoding else carry
-    kwargs = dict(use_bias=False, dtype=self.dtype, precision=exact(self.dtype))
-    project = lambda name, heads: nn.DenseGeneral((heads, c.head_dim), name=name, **kwargs)
-    dense = lambda name, width: nn.Dense(width, name=name, **kwargs)
+    norm = lambda name, kind=c.norm: Norm(kind, c.norm_eps, name=name)
+    linear = lambda name, *outputs, **kw: Linear(outputs, self.dtype, name in c.biased, name=name, **kw)
+    y = norm('attention_norm')(x)
+    q, k = linear('q', c.heads, c.head_dim)(y), linear('k', c.kv_heads, c.head_dim)(y)
+    v = linear('v', c.kv_heads, c.head_dim)(y)
+    if c.qk_norm:
+      q, k = norm('q_norm')(q), norm('k_norm')(k)
+    of_kind = lambda table: table[0] if len(c.kinds) == 1 else jnp.take(table, layer['kind'], axis=0)
+    rotation = jax.tree.map(of_kind, shared['rotations'])
+    q, k = rotate(q, rotation), rotate(k, rotation)
+    window = of_kind(shared['windows']) if shared['windows'] is not None else None
 
-    y = RMSNorm(c.norm_eps, name='attention_norm')(x)
-    q = rotary(project('q', c.heads)(y), shared['positions_BxS'], c.rope_theta)
-    k = rotary(project('k', c.kv_heads)(y), shared['positions_BxS'], c.rope_theta)
-    v = project('v', c.kv_heads)(y)
-    valid_BxP, mask_QxT = shared['valid_BxP'], shared['mask_QxT']
-    B, P, T = x.shape[0], valid_BxP.shape[1], mask_QxT.shape[1]
+    valid_BxP, slots_Q = shared['valid_BxP'], shared['slots_Q']
+    (B, P), T = valid_BxP.shape, carry[1].shape[3] if decoding else len(slots_Q)
+    score = lambda scores: capped(scores * c.scale, c.attention_cap)
+    seen_BxQxP = visible(slots_Q, jnp.arange(P), window)[None] & valid_BxP[:, None]
+    own_QxT = visible(slots_Q, P + jnp.arange(T), window)
     if decoding:
       at = (layer['index'], 0, 0, shared['t'], 0, 0)
       k_all, v_all = (
@@ -120,20 +211,27 @@ class Block(nn.Module):
         for all_, new in zip(carry[1:], (k, v))
       )
       own = tuple(jax.lax.dynamic_index_in_dim(a, layer['index'], keepdims=False) for a in (k_all, v_all))
-      out = completion_attention(q[:, :, None], (layer['k'], layer['v']), own, valid_BxP, mask_QxT)[:, :, 0]
+      prompt = (layer['k'], layer['v'])
+      out = completion_attention(q[:, :, None], prompt, own, seen_BxQxP, own_QxT, score)[:, :, 0]
     else:
-      tree = lambda a: a[:, P:].reshape(B, -1, T, *a.shape[2:]) if T else None
+      tree = lambda a: a[:, P:].reshape(B, -1, T, *a.shape[2:])
       parts = []
       if P:
-        parts.append(prompt_attention(q[:, :P], k[:, :P], v[:, :P], valid_BxP))
+        slots = jnp.arange(P)
+        mask = visible(slots, slots, window)[None] & valid_BxP[:, None]
+        parts.append(prompt_attention(q[:, :P], k[:, :P], v[:, :P], mask, score))
       if T:
         seen = (k[:, :P], v[:, :P])
-        out = completion_attention(tree(q), seen, (tree(k), tree(v)), valid_BxP, mask_QxT)
+        out = completion_attention(tree(q), seen, (tree(k), tree(v)), seen_BxQxP, own_QxT, score)
         parts.append(out.reshape(B, -1, *q.shape[2:]))
       out = jnp.concatenate(parts, axis=1)
-    x = x + nn.DenseGeneral(c.width, axis=(-2, -1), name='o', **kwargs)(out)
-    y = RMSNorm(c.norm_eps, name='mlp_norm')(x)
-    x = x + dense('down', c.width)(nn.silu(dense('gate', c.ffn)(y)) * dense('up', c.ffn)(y))
+
+    post = norm if c.post_norms else lambda name: lambda x: x
+    attended = post('attention_post_norm')(linear('o', c.width, summed=2)(out))
+    y = norm('mlp_norm')(x if c.parallel else x + attended)
+    act, up = ACTIVATIONS[c.activation], linear('up', c.ffn)(y)
+    inner = act(linear('gate', c.ffn)(y)) * up if c.gated else act(up)
+    x = x + attended + post('mlp_post_norm')(linear('down', c.width)(inner))
     x = mesh_lib.constrain(x, mesh_lib.BATCH)
     if decoding:
       return (x, k_all, v_all), None
@@ -157,42 +255,59 @@ class Transformer(nn.Module):
     )
     init = nn.initializers.normal(0.02)
     self.embed = nn.Embed(c.vocab, c.width, dtype=self.dtype, embedding_init=init)
+    if c.learned_positions:
+      self.positions = nn.Embed(c.context, c.width, dtype=self.dtype, embedding_init=init)
     self.layers = scan(c, self.dtype)
-    self.final_norm = RMSNorm(c.norm_eps)
+    self.final_norm = Norm(c.norm, c.norm_eps)
     if not c.tied:
-      self.out = nn.Dense(c.vocab, use_bias=False, name='head', kernel_init=init)
+      self.head = Linear((c.vocab,), self.dtype, result=jnp.float32, kernel_init=init)
 
-  def lookup(self, ids):
+  def lookup(self, ids, positions):
+    c = self.config
     # Gathered over fsdp first: a lookup in a table split on its width would replicate the result on every device.
     table = mesh_lib.constrain(self.embed.embedding, 'tensor', None).astype(self.dtype)
-    return mesh_lib.constrain(jnp.take(table, ids, axis=0), mesh_lib.BATCH)
+    x = jnp.take(table, ids, axis=0) * jnp.asarray(c.embed_scale, self.dtype)
+    if c.learned_positions:
+      table = mesh_lib.constrain(self.positions.embedding, None, None).astype(self.dtype)
+      x += jnp.take(table, positions, axis=0)
+    return mesh_lib.constrain(x, mesh_lib.BATCH)
+
+  def shared(self, positions_BxS, valid_BxP, slots_Q):
+    """What all layers read. A window of 0 is none; where no kind has one, nothing is masked for it."""
+    kinds = self.config.kinds
+    return {
+      'rotations': rotations(kinds, positions_BxS),
+      'windows': jnp.array([k.window or EVERYTHING for k in kinds]) if any(k.window for k in kinds) else None,
+      'valid_BxP': valid_BxP,
+      'slots_Q': slots_Q,
+    }
 
   def trunk(self, ids_BxS, positions_BxS, valid_BxP, T, keep=None):
-    x = self.lookup(ids_BxS)
-    shared = {
-      'positions_BxS': positions_BxS,
-      'valid_BxP': valid_BxP,
-      'mask_QxT': jnp.tril(jnp.ones((T, T), bool)),
-      'keep': keep,
-    }
-    x, kv = self.layers(x, None, shared)
+    x = self.lookup(ids_BxS, positions_BxS)
+    slots_Q = valid_BxP.shape[1] + jnp.arange(T)
+    shared = self.shared(positions_BxS, valid_BxP, slots_Q) | {'keep': keep}
+    x, kv = self.layers(x, {'kind': jnp.array(self.config.pattern)}, shared)
     return self.final_norm(x), kv
 
   def step(self, ids_BxG, positions_BxG, valid_BxP, cache, t):
-    T = cache['k'].shape[3]
-    shared = {'positions_BxS': positions_BxG, 'valid_BxP': valid_BxP, 'mask_QxT': (jnp.arange(T) <= t)[None], 't': t}
-    per_layer = {'index': jnp.arange(self.config.layers), 'k': cache['prompt']['k'], 'v': cache['prompt']['v']}
-    x = self.lookup(ids_BxG)
+    shared = self.shared(positions_BxG, valid_BxP, (valid_BxP.shape[1] + t)[None]) | {'t': t}
+    per_layer = {'kind': jnp.array(self.config.pattern), 'index': jnp.arange(self.config.layers)}
+    per_layer |= {'k': cache['prompt']['k'], 'v': cache['prompt']['v']}
+    x = self.lookup(ids_BxG, positions_BxG)
     (x, k, v), _ = self.layers((x, cache['k'], cache['v']), per_layer, shared)
     return self.final_norm(x), k, v
 
   def logits(self, hidden):
-    kernel = self.embed.embedding.T if self.config.tied else self.out.variables['params']['kernel']
-    return product('...d,dv->...v', hidden, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+    if self.config.tied:
+      table = self.embed.embedding.astype(self.dtype)
+      logits = product('...d,vd->...v', hidden, table, preferred_element_type=jnp.float32)
+    else:
+      logits = self.head(hidden)
+    return capped(logits, self.config.logit_cap)
 
   def everything(self, ids):  # touches every parameter, for init
     hidden, _ = self.trunk(ids, ids, jnp.ones((1, 0), bool), ids.shape[1])
-    return self.out(hidden) if not self.config.tied else hidden
+    return self.logits(hidden)
 
 
 def prompt_layout(prompts: Prompts):
@@ -203,7 +318,10 @@ def prompt_layout(prompts: Prompts):
 
 
 def transformer(config: ModelConfig, *, dtype='float32', remat: bool = False) -> Policy:
-  """The `Policy` of a configuration. Parameters are float32; `dtype` is that of the products."""
+  """The `Policy` of a configuration. Parameters are float32; `dtype` is that of the products.
+
+  Norms, rotations, softmax, soft caps and logits are computed in float32 whatever `dtype` is.
+  """
   model = Transformer(config, jnp.dtype(dtype), remat)
   apply = lambda params, *args, method, **kw: model.apply({'params': params}, *args, method=method, **kw)
 

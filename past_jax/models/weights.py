@@ -1,7 +1,6 @@
-"""Parameters to and from a Hugging Face directory: config.json, *.safetensors and the tokenizer's files.
+"""Parameters from and to safetensors, in the names and layouts of the family's rows (`families.py`).
 
-One table names every tensor in both worlds and is used both ways. Our parameters stack the layers on a leading axis and
-keep heads apart, [N, D, H, Dh]; theirs are one matrix per layer, [out, in] = [H * Dh, D].
+Nothing is unpickled and no code of a checkpoint is run.
 """
 
 import contextlib
@@ -11,204 +10,155 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from past_jax.mesh import path_string
 from past_jax.models.config import ModelConfig
+from past_jax.models.families import FAMILIES, Row
+from past_jax.models.transformer import transformer
 from past_jax.text import Tokenizer
 from past_jax.types import Params, UserError
 
-
-class Row(NamedTuple):
-  """One parameter. `path` and `shape` are ours, without the leading axis of layers, which a `{i}` in `name` stands for.
-
-  `inputs` is how many leading axes of `shape` a product sums over: they are the columns of the matrix [out, in] on the
-  other side. None: both sides store the same array.
-  """
-
-  path: tuple[str, str] | tuple[str, str, str]
-  name: str
-  shape: tuple[int, ...]
-  inputs: int | None = None
+DTYPES = {'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16}
+SHARD = 4 << 30  # bytes: the most that one file gets, and the most that writing holds in memory
 
 
-def table(c: ModelConfig) -> list[Row]:
-  """The Llama family's names."""
-  D, H, K, Dh, F, V = c.width, c.heads, c.kv_heads, c.head_dim, c.ffn, c.vocab
-  layer = 'model.layers.{i}.'
-  rows = [
-    Row(('embed', 'embedding'), 'model.embed_tokens.weight', (V, D)),
-    Row(('layers', 'attention_norm', 'scale'), layer + 'input_layernorm.weight', (D,)),
-    Row(('layers', 'q', 'kernel'), layer + 'self_attn.q_proj.weight', (D, H, Dh), 1),
-    Row(('layers', 'k', 'kernel'), layer + 'self_attn.k_proj.weight', (D, K, Dh), 1),
-    Row(('layers', 'v', 'kernel'), layer + 'self_attn.v_proj.weight', (D, K, Dh), 1),
-    Row(('layers', 'o', 'kernel'), layer + 'self_attn.o_proj.weight', (H, Dh, D), 2),
-    Row(('layers', 'mlp_norm', 'scale'), layer + 'post_attention_layernorm.weight', (D,)),
-    Row(('layers', 'gate', 'kernel'), layer + 'mlp.gate_proj.weight', (D, F), 1),
-    Row(('layers', 'up', 'kernel'), layer + 'mlp.up_proj.weight', (D, F), 1),
-    Row(('layers', 'down', 'kernel'), layer + 'mlp.down_proj.weight', (F, D), 1),
-    Row(('final_norm', 'scale'), 'model.norm.weight', (D,)),
-  ]
-  return rows if c.tied else [*rows, Row(('head', 'kernel'), 'lm_head.weight', (D, V), 1)]
+# --- names and layouts --------------------------------------------------------------------------------------------
 
 
-def _names(row: Row, config: ModelConfig) -> list[str]:
-  return [row.name.format(i=i) for i in range(config.layers)] if '{i}' in row.name else [row.name]
+def table(config: ModelConfig) -> dict[str, list[Row]]:
+  """{name of a tensor, with `{i}` for the layer: the rows of the parameters in it}, of all that `config` has."""
+  family, shapes = FAMILIES[config.family], jax.eval_shape(transformer(config).init, jax.random.key(0))
+  paths = {path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)}
+  tensors = defaultdict(list)
+  for row in family.rows:
+    if row.path in paths:
+      paths.remove(row.path)
+      tensors[row.name if row.path.startswith('head/') else family.prefix + row.name].append(row)
+  assert not paths, f'no names for {sorted(paths)} in family {config.family!r}'
+  return dict(tensors)
 
 
-def _their_shape(row: Row) -> tuple[int, ...]:
-  if row.inputs is None:
-    return row.shape
-  return math.prod(row.shape[row.inputs :]), math.prod(row.shape[: row.inputs])
+def each(name: str, config: ModelConfig) -> list[str]:
+  return [name.format(i=i) for i in range(config.layers)] if '{i}' in name else [name]
 
 
-# --- config.json --------------------------------------------------------------------------------------------------
+class Layout:
+  """How the parameter of a row lies in its tensor."""
 
-# What the format means by silence, or a function of the other keys.
-DEFAULTS = {
-  'num_key_value_heads': lambda c: c['num_attention_heads'],
-  'head_dim': lambda c: c['hidden_size'] // c['num_attention_heads'],
-  'rope_theta': lambda c: 10_000.0,
-  'tie_word_embeddings': lambda c: False,
-}
-# Keys that change what the model computes, with the values under which it is what we compute.
-PLAIN = {
-  'rope_scaling': (None,),
-  'attention_bias': (False, None),
-  'mlp_bias': (False, None),
-  'hidden_act': ('silu',),
-  'partial_rotary_factor': (1.0, None),
-  'quantization_config': (None,),
-}
+  def __init__(self, row: Row, c: ModelConfig):
+    letters = dict(V=c.vocab, D=c.width, H=c.heads, K=c.kv_heads, d=c.head_dim, F=c.ffn, C=c.context) | {'1': 1}
+    sizes = [letters[letter] for letter in row.parts]
+    letters['x'] = sum(sizes)
+    theirs, _, ours = row.axes.partition('->')
+    axes = theirs.replace(' ', '')
+    ours = ours or axes
+    first = sum(sizes[: row.part])
+    self.stored = tuple(math.prod(letters[a] for a in axis) for axis in theirs.split())
+    self._split = tuple(letters[a] for a in axes)
+    self._part = tuple(slice(first, first + sizes[row.part]) if a == 'x' else slice(None) for a in axes)
+    self._lone = 'x' in axes and 'x' not in ours  # of size 1
+    self._order = [axes.index(a) for a in ours + 'x' * self._lone]
+    self.shape = self.view(np.broadcast_to(np.float32(0), self.stored)).shape
 
-
-def read_config(directory: str | Path) -> ModelConfig:
-  """Reads config.json.
-
-  Raises:
-    UserError: the file is missing or malformed, or asks for what we do not compute (another `model_type`, rope scaling,
-      biases, ...).
-  """
-  path = Path(directory) / 'config.json'
-  try:
-    c = json.loads(path.read_text(encoding='utf-8'))
-  except FileNotFoundError:
-    raise UserError(
-      f'{path} does not exist; a model directory has config.json, *.safetensors, tokenizer.json.'
-    ) from None
-  except ValueError as error:
-    raise UserError(f'{path} is not JSON: {error}') from error
-  if c.get('model_type') != 'llama':
-    raise UserError(f"{path}: model_type {c.get('model_type')!r} is not supported; supported: 'llama'.")
-  rope = c.get('rope_parameters') or {}  # where transformers 5 keeps both the base and the scaling
-  if rope.get('rope_type', 'default') != 'default':
-    raise UserError(f'{path}: rope_parameters {rope} is not supported; only unscaled rotary embeddings are.')
-  c = {**{key: rope[key] for key in ('rope_theta', 'partial_rotary_factor') if key in rope}, **c}
-  for key, values in PLAIN.items():
-    if key in c and c[key] not in values:
-      raise UserError(f'{path}: {key} = {c[key]!r} is not supported; supported: {values[0]!r}.')
-
-  def get(key):
-    if c.get(key) is not None:
-      return c[key]
-    if key not in DEFAULTS:
-      raise UserError(f'{path} has no {key!r}.')
-    return DEFAULTS[key](c)
-
-  return ModelConfig(
-    vocab=get('vocab_size'),
-    width=get('hidden_size'),
-    layers=get('num_hidden_layers'),
-    heads=get('num_attention_heads'),
-    kv_heads=get('num_key_value_heads'),
-    head_dim=get('head_dim'),
-    ffn=get('intermediate_size'),
-    context=get('max_position_embeddings'),
-    rope_theta=float(get('rope_theta')),
-    norm_eps=get('rms_norm_eps'),
-    tied=get('tie_word_embeddings'),
-  )
+  def view(self, tensor: np.ndarray) -> np.ndarray:
+    """Our array as a view of theirs; nothing is read or copied, and what is written to it is written to theirs."""
+    ours = tensor.reshape(self._split)[self._part].transpose(self._order)
+    return ours[..., 0] if self._lone else ours
 
 
-def _hf_config(c: ModelConfig, tokenizer: Tokenizer, dtype) -> dict:
-  return {
-    'architectures': ['LlamaForCausalLM'],
-    'model_type': 'llama',
-    'vocab_size': c.vocab,
-    'hidden_size': c.width,
-    'num_hidden_layers': c.layers,
-    'num_attention_heads': c.heads,
-    'num_key_value_heads': c.kv_heads,
-    'head_dim': c.head_dim,
-    'intermediate_size': c.ffn,
-    'max_position_embeddings': c.context,
-    'rope_theta': c.rope_theta,
-    'rope_scaling': None,
-    'rms_norm_eps': c.norm_eps,
-    'tie_word_embeddings': c.tied,
-    'hidden_act': 'silu',
-    'attention_bias': False,
-    'mlp_bias': False,
-    'bos_token_id': tokenizer.bos_id,
-    'eos_token_id': tokenizer.eos_id,
-    'torch_dtype': np.dtype(dtype).name,
-  }
+def listed(names: Iterable[str], most: int = 8) -> str:
+  names = list(names)
+  return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
-def _open(directory: Path, stack: contextlib.ExitStack) -> dict:
-  """name -> open safetensors file. Reads headers only."""
-  index = directory / 'model.safetensors.index.json'
-  try:
-    if index.exists():
-      files = sorted(set(json.loads(index.read_text(encoding='utf-8'))['weight_map'].values()))
-    elif (directory / 'model.safetensors').exists():
-      files = ['model.safetensors']
-    else:
-      files = sorted(path.name for path in directory.glob('*.safetensors'))
-  except (ValueError, KeyError, AttributeError) as error:
-    raise UserError(f'{index} is not an index of safetensors files: {error!r}') from error
-  if not files:
-    raise UserError(f'{directory} holds no *.safetensors file.')
-  where = {}
-  for name in files:
+class Files:
+  """The tensors of a directory's safetensors files as memory maps: name -> (shape, dtype name), and `open(name)`."""
+
+  def __init__(self, directory: Path):
+    self.directory, self._at = directory, {}
+    self.tensors: dict[str, tuple[tuple[int, ...], str]] = {}
+    for name in self._names():
+      path = directory / name
+      try:
+        with safe_open(path, framework='numpy'):  # checks the header against the length of the file
+          pass
+        with path.open('rb') as file:
+          length = int.from_bytes(file.read(8), 'little')
+          header = json.loads(file.read(length))
+      except (OSError, SafetensorError) as error:
+        raise UserError(f'{path} cannot be read ({error}); is the download complete?') from error
+      header.pop('__metadata__', None)
+      if twice := sorted(self.tensors.keys() & header.keys()):
+        raise UserError(f'{path} repeats tensors of another file: {listed(twice)}.')
+      for tensor, entry in header.items():
+        self.tensors[tensor] = tuple(entry['shape']), entry['dtype']
+        self._at[tensor] = path, 8 + length + entry['data_offsets'][0]
+
+  def _names(self) -> list[str]:
+    index = self.directory / 'model.safetensors.index.json'
     try:
-      file = stack.enter_context(safe_open(directory / name, framework='numpy'))
-    except (OSError, SafetensorError) as error:
-      raise UserError(f'{directory / name} cannot be read ({error}); is the download complete?') from error
-    if twice := sorted(where.keys() & set(file.keys())):
-      raise UserError(f'{directory / name} repeats tensors of another file: {_listed(twice)}.')
-    where |= dict.fromkeys(file.keys(), file)
-  return where
+      if index.exists():
+        files = sorted(set(json.loads(index.read_text(encoding='utf-8'))['weight_map'].values()))
+      elif (self.directory / 'model.safetensors').exists():
+        files = ['model.safetensors']
+      else:
+        files = sorted(path.name for path in self.directory.glob('*.safetensors'))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+      raise UserError(f'{index} is not an index of safetensors files: {error!r}') from error
+    if files:
+      return files
+    pickled = sorted(path.name for pattern in ('*.bin', '*.pt', '*.pth') for path in self.directory.glob(pattern))
+    hint = f' {pickled[0]} is a pickle, which may run code when it is read: convert it.' if pickled else ''
+    raise UserError(f'{self.directory} holds no *.safetensors file.{hint}')
+
+  def open(self, name: str) -> np.ndarray:
+    """A map of one tensor. Its pages leave memory with it, so keep it no longer than it is read."""
+    (shape, dtype), (path, offset) = self.tensors[name], self._at[name]
+    return np.memmap(path, DTYPES[dtype], 'r', offset, shape) if math.prod(shape) else np.empty(shape, DTYPES[dtype])
 
 
-def _listed(names: Iterable[str], most: int = 8) -> str:
-  names = list(names)
-  return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+def renamed(tensors: Iterable[str], wanted: Iterable[str], config: ModelConfig) -> dict[str, str]:
+  """{our name: the file's}. Files saved from the bare model, without its head, lack the family's prefix."""
+  prefix, tensors = FAMILIES[config.family].prefix, set(tensors)
+  if any(name.startswith(prefix) for name in tensors):
+    prefix = ''
+  return {name: name.removeprefix(prefix) for name in wanted}
 
 
-def _span(index: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
-  """The flat range over `shape` that holds everything the outermost slice selects."""
-  inner = math.prod(shape[1:])
-  return slice(index[0].start * inner, index[0].stop * inner)
+def check(files: Files, config: ModelConfig, wanted: Mapping[str, Layout]) -> dict[str, str]:
+  """{name: name in the files} of the tensors that a model is read from. Only headers have been read so far.
 
-
-def _part(matrix, row: Row, index: tuple[slice, ...]) -> np.ndarray:
-  """`index` of one of our arrays, reading little more than that from `matrix`, a lazy view of theirs."""
-  if row.inputs is None:
-    return matrix[index]
-  (ins, outs), (d_in, d_out) = ((t[: row.inputs], t[row.inputs :]) for t in (index, row.shape))
-  block = matrix[_span(outs, d_out), _span(ins, d_in)].T
-  block = block.reshape(ins[0].stop - ins[0].start, *d_in[1:], outs[0].stop - outs[0].start, *d_out[1:])
-  return block[(slice(None), *ins[1:], slice(None), *outs[1:])]
+  Raises:
+    UserError: tensors are missing, unknown, of another shape, or of a dtype that is no float.
+  """
+  directory, found = files.directory, renamed(files.tensors, wanted, config)
+  # Derived values that old files carry, and the copy of the embedding that some files of tied models do.
+  derived = r'rotary_emb\.inv_freq$' + FAMILIES[config.family].derived
+  derived += r'|^(lm_head|embed_out)\.weight$' if config.tied else ''
+  if missing := [theirs for theirs in found.values() if theirs not in files.tensors]:
+    raise UserError(f'{directory}: {len(missing)} tensors are missing: {listed(missing)}.')
+  if unused := sorted(n for n in files.tensors.keys() - found.values() if not re.search(derived, n)):
+    what = f'belong to nothing in a {config.family} model of this config.json'
+    raise UserError(f'{directory}: {len(unused)} tensors {what}: {listed(unused)}.')
+  for name, layout in wanted.items():
+    shape, dtype = files.tensors[found[name]]
+    if shape != layout.stored:
+      raise UserError(f'{directory}: {found[name]} is {list(shape)}; config.json makes it {list(layout.stored)}.')
+    if dtype not in DTYPES:
+      raise UserError(f'{directory}: {found[name]} is {dtype}; readable are {", ".join(DTYPES)}.')
+  return found
 
 
 def read(directory: str | Path, config: ModelConfig, shardings: Params | None = None, dtype=np.float32) -> Params:
@@ -220,53 +170,58 @@ def read(directory: str | Path, config: ModelConfig, shardings: Params | None = 
     dtype: of the result; the files may hold float32, float16 or bfloat16.
 
   Raises:
-    UserError: tensors are missing, unknown, in two files, or of another shape.
+    UserError: tensors are missing, unknown, in two files, of another shape, or hold NaN or infinity.
   """
-  directory, params = Path(directory), {}
-  rows = table(config)
-  with contextlib.ExitStack() as stack:
-    where = _open(directory, stack)
-    wanted = {name: _their_shape(row) for row in rows for name in _names(row, config)}
-    # Derived values that old files carry, and the copy of the embedding that some files of tied models do.
-    ignored = re.compile(r'rotary_emb\.inv_freq$' + (r'|^lm_head\.weight$' if config.tied else ''))
-    if missing := [name for name in wanted if name not in where]:
-      raise UserError(f'{directory}: {len(missing)} tensors are missing: {_listed(missing)}.')
-    if unused := sorted(name for name in where if name not in wanted and not ignored.search(name)):
-      raise UserError(f'{directory}: {len(unused)} tensors belong to nothing in a llama model: {_listed(unused)}.')
-    views = {name: where[name].get_slice(name) for name in wanted}
-    for name, shape in wanted.items():
-      if tuple(views[name].get_shape()) != shape:
-        raise UserError(f'{directory}: {name} is {views[name].get_shape()}; config.json makes it {list(shape)}.')
-      if views[name].get_dtype() not in ('F32', 'F16', 'BF16'):
-        raise UserError(f'{directory}: {name} is {views[name].get_dtype()}; readable are F32, F16 and BF16.')
-    for row in rows:
-      names, stacked = _names(row, config), '{i}' in row.name
-      shape = (config.layers, *row.shape) if stacked else row.shape
-      sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if shardings is None else _get(shardings, row.path)
-      parts = {}  # replicas ask for the same part; it is read once
-
-      def part(index, row=row, names=names, stacked=stacked, shape=shape, parts=parts):
-        index = tuple(slice(*s.indices(size)[:2]) for s, size in zip(index, shape))
-        if (key := tuple((s.start, s.stop) for s in index)) not in parts:
-          layers, index = (index[0], index[1:]) if stacked else (slice(1), index)
-          arrays = (_part(views[name], row, index).astype(dtype) for name in names[layers])
-          parts[key] = np.stack(list(arrays)) if stacked else next(arrays)
-        return parts[key]
-
-      _set(params, row.path, jax.make_array_from_callback(shape, sharding, part))
+  files, rows = Files(Path(directory)), table(config)
+  layouts = {row.path: Layout(row, config) for group in rows.values() for row in group}
+  wanted = {name: layouts[group[0].path] for stem, group in rows.items() for name in each(stem, config)}
+  found, params = check(files, config, wanted), {}
+  for stem, group in rows.items():
+    names = [found[name] for name in each(stem, config)]
+    for row in group:
+      sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+      if shardings is not None:
+        sharding = leaf(shardings, row.path)
+      put(params, row.path, _placed(files, names, '{i}' in stem, layouts[row.path], sharding, np.dtype(dtype)))
   return params
 
 
-def _get(tree, path):
-  for key in path:
+def _placed(files: Files, names: list[str], stacked: bool, layout: Layout, sharding, dtype) -> jax.Array:
+  """One parameter; `names` are its tensors, one for each layer if `stacked`."""
+  shape = (len(names), *layout.shape) if stacked else layout.shape
+  parts = {}  # replicas ask for the same part; it is read once
+
+  def read_part(index):
+    layers, inner = (index[0], index[1:]) if stacked else (slice(0, 1), index)
+    chosen = names[layers]
+    out = np.empty((len(chosen), *(s.stop - s.start for s in inner)), dtype)
+    for i, name in enumerate(chosen):
+      out[i] = layout.view(files.open(name))[inner]
+      if not np.isfinite(out[i]).all():
+        raise UserError(f'{files.directory}: {name} holds NaN or infinity.')
+    return out if stacked else out[0]
+
+  def part(index):
+    index = tuple(slice(*s.indices(size)[:2]) for s, size in zip(index, shape))
+    key = tuple((s.start, s.stop) for s in index)
+    if key not in parts:
+      parts[key] = read_part(index)
+    return parts[key]
+
+  return jax.make_array_from_callback(shape, sharding, part)
+
+
+def leaf(tree, path: str):
+  for key in path.split('/'):
     tree = tree[key]
   return tree
 
 
-def _set(tree, path, value):
-  for key in path[:-1]:
+def put(tree, path: str, value) -> None:
+  *parents, last = path.split('/')
+  for key in parents:
     tree = tree.setdefault(key, {})
-  tree[path[-1]] = value
+  tree[last] = value
 
 
 # --- writing ------------------------------------------------------------------------------------------------------
@@ -304,25 +259,75 @@ def new_directory(directory: str | Path, unless_exists: bool = False) -> Iterato
     shutil.rmtree(work, ignore_errors=True)
 
 
-def write_tensors(
-  directory: Path, tensors: Iterable[tuple[str, np.ndarray]], config: ModelConfig, tokenizer: Tokenizer, dtype
-):
-  """Writes all files of a model into `directory`, from (their name, array) pairs."""
+Tensors = Mapping[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]  # name -> (shape, how to make the array)
+
+
+def hf_tensors(params: Params, config: ModelConfig) -> Tensors:
+  """A model's parameters, or anything in their shapes (a gradient), under its family's names and layouts.
+
+  Raises:
+    UserError: a parameter is missing, unknown or of another shape.
+  """
+  rows = table(config)
+  ours = {path_string(path): array for path, array in jax.tree_util.tree_leaves_with_path(params)}
+  if odd := sorted(ours.keys() ^ {row.path for group in rows.values() for row in group}):
+    raise UserError(f'These parameters are missing, or have no name in a {config.family} model: {listed(odd)}.')
+
+  def tensor(stem: str, group: list[Row], i: int, stored: tuple[int, ...]) -> np.ndarray:
+    out = None
+    for row in group:
+      array = np.asarray(ours[row.path][i] if '{i}' in stem else ours[row.path])
+      out = np.empty(stored, array.dtype) if out is None else out
+      Layout(row, config).view(out)[...] = array
+    return out
+
+  out = {}
+  for stem, group in rows.items():
+    for row in group:
+      shape = (*[config.layers] * ('{i}' in stem), *Layout(row, config).shape)
+      if ours[row.path].shape != shape:
+        raise UserError(f'The parameter {row.path} is {ours[row.path].shape} where the config makes it {shape}.')
+    stored = Layout(group[0], config).stored
+    for i, name in enumerate(each(stem, config)):
+      out[name] = stored, lambda stem=stem, group=group, i=i, stored=stored: tensor(stem, group, i, stored)
+  return out
+
+
+def write_tensors(directory: Path, tensors: Tensors, config: Mapping, tokenizer: Tokenizer, dtype):
+  """Writes all files of a model into `directory`; `config` becomes config.json."""
+  dtype = np.dtype(dtype)
 
   def dump(name, value):
     (directory / name).write_text(json.dumps(value, indent=2), encoding='utf-8')
 
-  # safetensors writes the memory behind an array whatever its strides say, so it must be contiguous.
-  tensors = {name: np.ascontiguousarray(array, dtype) for name, array in tensors}
-  save_file(tensors, directory / 'model.safetensors', metadata={'format': 'pt'})
-  (directory / 'model.safetensors').chmod(0o644)  # safetensors may make it for its owner only
-  dump('config.json', _hf_config(config, tokenizer, dtype))
+  shards, filled = [[]], 0
+  for name, (shape, _) in tensors.items():
+    size = math.prod(shape) * dtype.itemsize
+    if filled and filled + size > SHARD:
+      shards, filled = [*shards, []], 0
+    shards[-1].append(name)
+    filled += size
+  where = {}
+  for i, names in enumerate(shards, 1):
+    file = 'model.safetensors' if len(shards) == 1 else f'model-{i:05d}-of-{len(shards):05d}.safetensors'
+    # safetensors writes the memory behind an array whatever its strides say, so it must be contiguous.
+    arrays = {name: np.ascontiguousarray(tensors[name][1](), dtype) for name in names}
+    save_file(arrays, directory / file, metadata={'format': 'pt'})
+    (directory / file).chmod(0o644)  # safetensors may make it for its owner only
+    where |= dict.fromkeys(names, file)
+  if len(shards) > 1:
+    total = sum(math.prod(shape) for shape, _ in tensors.values())
+    metadata = {'total_parameters': total, 'total_size': total * dtype.itemsize}
+    dump('model.safetensors.index.json', {'metadata': metadata, 'weight_map': where})
+  ours = {'bos_token_id': tokenizer.bos_id, 'eos_token_id': tokenizer.eos_id, 'dtype': dtype.name}
+  # Places where code or another dtype would come from are not passed on.
+  dump('config.json', {k: v for k, v in config.items() if k not in ('auto_map', 'torch_dtype', '_name_or_path')} | ours)
   dump('generation_config.json', {'bos_token_id': tokenizer.bos_id, 'eos_token_id': list(tokenizer.stop_ids)})
   tokenizer.save(directory)
 
 
 def write(directory: str | Path, params: Params, config: ModelConfig, tokenizer: Tokenizer, dtype=None):
-  """Writes a directory that `read` and `transformers` load; all of it or nothing.
+  """Writes a directory that `models.load` and `transformers` load; all of it or nothing.
 
   Args:
     params: host arrays, or device arrays that this process can address.
@@ -331,21 +336,8 @@ def write(directory: str | Path, params: Params, config: ModelConfig, tokenizer:
   Raises:
     UserError: `directory` exists and is not empty, a parameter is missing or unknown, or the disk is full.
   """
-  rows, directory = table(config), Path(directory)
-  ours = {tuple(str(k.key) for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-  if odd := sorted('/'.join(path) for path in ours.keys() ^ {row.path for row in rows}):
-    raise UserError(f'These parameters are missing, or have no Hugging Face name: {_listed(odd)}.')
+  directory, tensors = Path(directory), hf_tensors(params, config)
   if directory.is_dir() and any(directory.iterdir()):  # known before the work is done
     raise UserError(f'{directory} exists and is not empty; name another directory or empty it.')
-
-  def tensors():
-    for row in rows:
-      names = _names(row, config)
-      for i, name in enumerate(names):
-        array = np.asarray(ours[row.path][i] if '{i}' in row.name else ours[row.path])
-        if array.shape != row.shape:
-          raise UserError(f'The parameter {"/".join(row.path)} is {array.shape} where the config makes it {row.shape}.')
-        yield name, array if row.inputs is None else array.reshape(*reversed(_their_shape(row))).T
-
   with new_directory(directory) as work:
-    write_tensors(work, tensors(), config, tokenizer, np.float32 if dtype is None else dtype)
+    write_tensors(work, tensors, config.source, tokenizer, np.float32 if dtype is None else dtype)
