@@ -4,17 +4,25 @@ Prompts and completions are encoded apart and joined as ids; joined text is neve
 end token, and a beginning token (BOS) is added only where the tokenizer itself adds one to plain text.
 """
 
+import datetime
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import tokenizers
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
 from past_jax.types import UserError
+
+# Templates that ask for today's date get this day: the same run must read the same prompt tomorrow. It is the day that
+# Llama 3's own template falls back on.
+DAY = datetime.datetime(2024, 7, 26)
+STRFTIME_NOW = (
+  '{%- macro strftime_now(format) %}{%- set date = namespace(text=format) %}{%- for code, value in day.items() %}'
+  '{%- set date.text = date.text.replace(code, value) %}{%- endfor %}{{- date.text }}{%- endmacro %}\n'
+)
 
 
 class Tokenizer:
@@ -29,81 +37,138 @@ class Tokenizer:
     chat_template: jinja2 source, or None.
   """
 
-  def __init__(self, backend: tokenizers.Tokenizer, *, eos_id, bos_id=None, stop_ids=(), adds_bos=False, template=None):
+  def __init__(
+    self,
+    backend: tokenizers.Tokenizer,
+    *,
+    eos_id: int,
+    bos_id: int | None = None,
+    stop_ids: Sequence[int] = (),
+    adds_bos: bool = False,
+    template: str | None = None,
+    config: Mapping | None = None,
+  ):
+    """`config`: the tokenizer_config.json that `save` shall carry on; its special tokens are given as strings."""
     if adds_bos and bos_id is None:
       raise UserError('The tokenizer is said to add a BOS (add_bos_token) and names none (bos_token).')
-    self.vocab_size: int = backend.get_vocab_size()
+    bos = None if bos_id is None else backend.id_to_token(bos_id)
+    if adds_bos and _lead(backend) != [bos_id]:
+      # Only readers of the saved file run the post-processor. It must tell them what `plain` does.
+      backend.post_processor = processors.TemplateProcessing(single=f'{bos} $A', special_tokens=[(bos, bos_id)])
+    self.vocab_size: int = max(backend.get_vocab().values()) + 1  # there may be holes
     self.bos_id: int | None = bos_id
     self.eos_id: int = eos_id
     self.stop_ids: tuple[int, ...] = (eos_id, *sorted(set(stop_ids) - {eos_id}))
     self.adds_bos: bool = adds_bos
     self.chat_template: str | None = template
-    if adds_bos != (bos_id is not None and backend.encode('').ids[:1] == [bos_id]):
-      # Only readers of the saved file run the post-processor. It must tell them what `plain` does.
-      bos = backend.id_to_token(bos_id)
-      backend.post_processor = (
-        processors.TemplateProcessing(single=f'{bos} $A', special_tokens=[(bos, bos_id)])
-        if adds_bos
-        else processors.ByteLevel(trim_offsets=False)
-      )
+    self._config = {
+      'clean_up_tokenization_spaces': False,
+      **(config or {}),
+      'bos_token': bos,
+      'eos_token': backend.id_to_token(eos_id),
+      'add_bos_token': adds_bos,
+    }
     self._backend = backend
+    self._marks_start, self._inner = _continuing(backend)
 
-  def encode(self, text: str) -> list[int]:
-    """The ids of the text alone, without BOS or EOS. Special tokens written out in the text become their ids."""
-    return self._backend.encode(text, add_special_tokens=False).ids
+  def encode(self, text: str, start: bool = False) -> list[int]:
+    """The ids of the text alone, without BOS or EOS. Special tokens written out in the text become their ids.
+
+    Args:
+      start: nothing precedes the text. Tokenizers of the SentencePiece kind write a space before such a text. A text
+        that follows other ids, a completion for one, must not gain it.
+    """
+    return (self._backend if start else self._inner).encode(text, add_special_tokens=False).ids
 
   def plain(self, text: str) -> list[int]:
-    """As `encode`, with exactly one BOS in front if the tokenizer adds one to plain text."""
-    ids = self.encode(text)
+    """The ids of a text that nothing precedes, with exactly one BOS in front if the tokenizer adds one."""
+    ids = self.encode(text, start=True)
     return [self.bos_id, *ids] if self.adds_bos and ids[:1] != [self.bos_id] else ids
 
-  def decode(self, ids: Sequence[int]) -> str:
-    """Special tokens included. Bytes that are not UTF-8 become U+FFFD."""
-    return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+  def decode(self, ids: Sequence[int], start: bool = False) -> str:
+    """Special tokens included. Bytes that are not UTF-8 become U+FFFD.
+
+    decode(plain(prompt) + encode(completion)) is the BOS, if any, the prompt and the completion, as far as the
+    tokenizer is lossless (some normalise Unicode).
+
+    Args:
+      start: as in `encode`: the space written before the text is taken off again. After a BOS it always is.
+    """
+    ids = [int(i) for i in ids]
+    if not self._marks_start:
+      return self._inner.decode(ids, skip_special_tokens=False)
+    if ids[:1] == [self.bos_id]:
+      return self._config['bos_token'] + self.decode(ids[1:], start=True)
+    text = self._inner.decode(ids, skip_special_tokens=False)
+    return text.removeprefix(' ') if start else text
 
   def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
     """The ids of [{'role': ..., 'content': ...}, ...] up to where the assistant's answer begins.
 
-    The template writes its own special tokens; a BOS it wrote is not doubled.
+    `transformers` renders, as its `apply_chat_template` does, but the date is always 26 July 2024. The template writes
+    its own special tokens; a BOS it wrote is not doubled, and one that the tokenizer adds to plain text is never
+    missing. Special tokens written out in a message become their ids.
 
     Raises:
       UserError: there is no template, or it refuses the messages.
     """
     if self.chat_template is None:
       raise UserError('This tokenizer has no chat template; give `prompt`, a string, instead of `messages`.')
+    from transformers.utils.chat_template_utils import render_jinja_template  # most of a second, for those who chat
 
-    def refuse(message):
-      raise jinja2.TemplateError(message)
-
-    # The date (strftime_now) is kept from templates: the same run must read the same prompt tomorrow.
-    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=['jinja2.ext.loopcontrols'])
-    env.filters['tojson'] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-    specials = {
-      name: None if i is None else self._backend.id_to_token(i)
-      for name, i in (('bos_token', self.bos_id), ('eos_token', self.eos_id))
-    }
+    template, options = self.chat_template, {k: v for k, v in self._config.items() if k.endswith('_token') and v}
+    if 'strftime_now' in template:
+      # A macro hides transformers' function of that name, which reads the clock.
+      template, options['day'] = STRFTIME_NOW + template, {f'%{c}': DAY.strftime(f'%{c}') for c in 'aAbBdHIjmMpSyY'}
     try:
-      text = env.from_string(self.chat_template).render(
-        messages=list(messages), add_generation_prompt=True, raise_exception=refuse, **specials
+      (text,), _ = render_jinja_template(
+        [list(messages)], chat_template=template, add_generation_prompt=True, **options
       )
-    except (jinja2.TemplateError, TypeError) as error:
+    except Exception as error:  # a template is a program of others, which may fail in any way
       raise UserError(f'The chat template refuses these messages ({error}): {str(messages)[:200]}') from error
     return self.plain(text)
 
   def save(self, directory: str | Path):
-    """Writes tokenizer.json and tokenizer_config.json, as `transformers.AutoTokenizer` reads them."""
+    """Writes the tokenizer as `transformers.AutoTokenizer` reads it, with all that the source's config said."""
     directory = Path(directory)
-    config = {
-      'tokenizer_class': 'PreTrainedTokenizerFast',
-      'bos_token': None if self.bos_id is None else self._backend.id_to_token(self.bos_id),
-      'eos_token': self._backend.id_to_token(self.eos_id),
-      'add_bos_token': self.adds_bos,
-      'clean_up_tokenization_spaces': False,
-    }
-    if self.chat_template is not None:
-      config['chat_template'] = self.chat_template
+    # The class that takes tokenizer.json as it is; see `load_tokenizer`.
+    config = self._config | {'tokenizer_class': 'PreTrainedTokenizerFast'}
     self._backend.save(str(directory / 'tokenizer.json'))
     (directory / 'tokenizer_config.json').write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding='utf-8')
+    if self.chat_template is not None and 'chat_template' not in config:  # named ones stay in the config
+      (directory / 'chat_template.jinja').write_text(self.chat_template, encoding='utf-8')
+
+
+def _lead(backend: tokenizers.Tokenizer) -> list[int]:
+  """The ids that the post-processor writes before a text."""
+  encoding = backend.encode('a')
+  pairs = zip(encoding.ids, encoding.special_tokens_mask)
+  return [i for i, _ in itertools.takewhile(lambda pair: pair[1], pairs)]
+
+
+def _continuing(backend: tokenizers.Tokenizer) -> tuple[bool, tokenizers.Tokenizer]:
+  """Whether the backend writes a space before the text, and the same backend that neither writes nor strips one."""
+  piece = backend.normalizer.normalize_str('a') if backend.normalizer else 'a'
+  if backend.pre_tokenizer:
+    piece = ''.join(part for part, _ in backend.pre_tokenizer.pre_tokenize_str(piece))
+  if piece == 'a' and (backend.decoder is None or backend.decoder.decode(['\u2581a']) != 'a'):
+    return False, backend
+
+  def without(part):
+    match part:
+      case {'type': 'Prepend'} | {'type': 'Strip', 'content': ' '}:
+        return None
+      case {'type': 'Metaspace'}:
+        return part | {'prepend_scheme': 'never'}
+      case {'type': 'ByteLevel'}:
+        return part | {'add_prefix_space': False}
+      case {'type': 'Sequence'}:
+        return {k: [new for x in v if (new := without(x))] if isinstance(v, list) else v for k, v in part.items()}
+    return part
+
+  parts = json.loads(backend.to_str())
+  parts |= {name: without(parts[name]) for name in ('normalizer', 'pre_tokenizer', 'decoder')}
+  return piece != 'a', tokenizers.Tokenizer.from_str(json.dumps(parts))
 
 
 CHATML = (
@@ -129,7 +194,11 @@ def byte_tokenizer(adds_bos: bool = False) -> Tokenizer:
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
-  """Reads tokenizer.json, tokenizer_config.json and, where they are, generation_config.json and chat_template.jinja.
+  """Reads a directory as `transformers` writes it.
+
+  tokenizer.json is the whole tokenizer: what the model was trained with, the post-processor that adds a BOS included.
+  tokenizer_config.json (with special_tokens_map.json in old directories) only names special tokens. Its
+  `tokenizer_class` is not heeded: transformers 5 lets some classes replace the pre-tokenizer of the file by their own.
 
   Raises:
     UserError: a file is missing or malformed, there is no EOS, or a special token is not in the vocabulary.
@@ -144,37 +213,67 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     except ValueError as error:
       raise UserError(f'{directory / name} is not JSON: {error}') from error
 
+  def read_if_there(name):
+    return read_json(name) if (directory / name).exists() else {}
+
+  if not (directory / 'tokenizer.json').exists():
+    raise UserError(
+      f'{directory} has no tokenizer.json, which a model directory needs. If it has a tokenizer in another form '
+      '(tokenizer.model, vocab.json), convert it once, with sentencepiece and protobuf installed: '
+      f'transformers.AutoTokenizer.from_pretrained({str(directory)!r}).save_pretrained({str(directory)!r}).'
+    )
   try:
     backend = tokenizers.Tokenizer.from_file(str(directory / 'tokenizer.json'))
   except Exception as error:  # tokenizers raises no narrower class
-    raise UserError(f'{directory}/tokenizer.json cannot be read ({error}); a model directory needs one.') from error
+    raise UserError(f'{directory}/tokenizer.json cannot be read: {error}') from error
   backend.no_padding()
   backend.no_truncation()
   config = read_json('tokenizer_config.json')
+  if 'added_tokens_decoder' not in config:  # as transformers decides whether a directory is an old one
+    config |= read_if_there('special_tokens_map.json')
+  content = lambda token: token['content'] if isinstance(token, dict) else token
+  config |= {name: content(token) for name, token in config.items() if name.endswith('_token')}
+  generation = read_if_there('generation_config.json')
+  stops = generation.get('eos_token_id') or []  # absent and null both mean: none
+  stops = [stops] if isinstance(stops, int) else stops
 
   def special(name):
-    token = config.get(name)  # absent and null both mean: none
-    token = token['content'] if isinstance(token, dict) else token
-    if token is not None and backend.token_to_id(token) is None:
-      raise UserError(f'{directory}/tokenizer_config.json: {name} {token!r} is not in tokenizer.json.')
-    return None if token is None else backend.token_to_id(token)
+    if name not in config:  # GPT-2's directory leaves it to the model's config
+      ids = (read_if_there('config.json') | generation).get(f'{name}_id')
+      return ids[0] if isinstance(ids, list) else ids
+    if config[name] is None:
+      return None
+    if backend.token_to_id(config[name]) is None:
+      raise UserError(f'{directory}/tokenizer_config.json: {name} {config[name]!r} is not in tokenizer.json.')
+    return backend.token_to_id(config[name])
 
-  bos, eos, stops = special('bos_token'), special('eos_token'), []
-  if (directory / 'generation_config.json').exists():
-    stops = read_json('generation_config.json').get('eos_token_id') or []
-    stops = [stops] if isinstance(stops, int) else stops
+  bos, eos = special('bos_token'), special('eos_token')
   if eos is None:
     raise UserError(f'{directory}/tokenizer_config.json names no eos_token; a completion could never end.')
-  # Where the config is silent, the post-processor in tokenizer.json decides.
-  adds_bos = config.get('add_bos_token')
-  if adds_bos is None:
-    adds_bos = bos is not None and backend.encode('').ids[:1] == [bos]
-  template = config.get('chat_template')
+
+  # Named in the config only: transformers makes these special, too.
+  extra = config.get('extra_special_tokens') or config.get('additional_special_tokens') or []
+  named = [token for name, token in config.items() if name.endswith('_token') and isinstance(token, str)]
+  named += map(content, extra.values() if isinstance(extra, dict) else extra)
+  known = {token.content for token in backend.get_added_tokens_decoder().values()}
+  backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in named if t not in known])
+
+  if (lead := _lead(backend)) not in ([], [bos]):
+    names = ' '.join(map(backend.id_to_token, lead))
+    raise UserError(
+      f'{directory}/tokenizer.json writes {names!r} before a text; tokenizer_config.json names no such BOS.'
+    )
+
+  template = config.pop('chat_template', None)
   if isinstance(template, list):  # named templates
-    template = {entry['name']: entry['template'] for entry in template}.get('default')
+    config['chat_template'], template = template, {t['name']: t['template'] for t in template}.get('default')
   if (directory / 'chat_template.jinja').exists():
+    config.pop('chat_template', None)
     template = (directory / 'chat_template.jinja').read_text(encoding='utf-8')
-  return Tokenizer(backend, eos_id=eos, bos_id=bos, stop_ids=stops, adds_bos=adds_bos, template=template)
+  config.pop('auto_map', None)  # names code that came with the source
+  return Tokenizer(
+    backend, eos_id=eos, bos_id=bos, stop_ids=stops, adds_bos=bool(lead), template=template, config=config
+  )
 
 
 # --- ids to arrays ------------------------------------------------------------------------------------------------
