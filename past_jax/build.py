@@ -41,7 +41,7 @@ KEYS = {
   'seed': 0,
   'stages': tuple,
   'mesh': dict.fromkeys(mesh.AXES, -1),
-  'model': {'spec': str, 'dtype': str, 'remat': bool},
+  'model': {'spec': str, 'dtype': str, 'remat': bool, 'rope': str},
   'data': {
     **dict.fromkeys(('source', 'split', 'text', 'prompt', 'target', 'questions', 'anchors', 'on_error', 'replay'), str),
     **{'limit': 0, 'shuffle': bool, 'world': {'count': 1, 'seed': 0, 'relations': bool}},
@@ -71,6 +71,7 @@ LEAST = {
 }
 CHOICES = {
   'model.dtype': ('float32', 'bfloat16'),
+  'model.rope': ('short', 'long'),
   'data.on_error': ('stop', 'skip'),
   'data.replay': ('general', ''),
   'view.train_view': render.VIEWS,
@@ -400,7 +401,9 @@ def check_model(config, model: models.Model) -> list[str]:
         lengths[f'{key} + {name}.judge.target_length'] = completion + judge['target_length']
       if 'prompt_length' in judge:
         lengths[f'{name}.judge.prompt_length'] = judge['prompt_length']
-  out = [f'config.{k} = {n} tokens; the model has room for {c.context}.' for k, n in lengths.items() if n > c.context]
+  hint = f' --config.model.rope=long makes it {c.longer}, for short rows too.' if c.longer else ''
+  room = f'the model has room for {c.context}.{hint}'
+  out = [f'config.{key} = {n} tokens; {room}' for key, n in lengths.items() if n > c.context]
   tensor = config.mesh.tensor
   if tensor > 0 and (c.heads % tensor or c.kv_heads % tensor):
     out.append(f'config.mesh.tensor={tensor} does not divide the {c.heads} and {c.kv_heads} heads of the model.')

@@ -19,7 +19,7 @@ from past_jax import models
 from past_jax.checkpoint import Checkpoints
 from past_jax.commands import rows
 from past_jax.main import main
-from past_jax.models import weights
+from past_jax.models import families, weights
 from past_jax.progress import Progress
 from past_jax.types import TrainState
 
@@ -337,7 +337,7 @@ def test_export_scores_as_the_checkpoint(past, run_of):
   assert (code, err) == (0, '')
   assert out == 'new/hf: scratch:tiny as studied in run up to step 5, in float32. Use it with --model=new/hf.\n'
   names = {'config.json', 'generation_config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json'}
-  assert set(os.listdir('new/hf')) == names
+  assert set(os.listdir('new/hf')) == names | {'chat_template.jinja'}
   write('data.jsonl', [{'prompt': 'The cave', 'completion': ' of Orrin'}, {'prompt': 'a', 'completion': 'bc'}])
   assert score(past, model='new/hf')[0] == 0
   model = load('scratch:tiny')
@@ -356,7 +356,7 @@ def test_export_of_a_step_in_a_dtype(past, run_of):
   for dtype in ('float32', 'bfloat16', 'float16'):
     code, out, _ = past('export', '--workdir=run', f'--out={dtype}', '--step=3', f'--dtype={dtype}')
     assert code == 0 and f'up to step 3, in {dtype}.' in out
-    found = weights.read(dtype, weights.read_config(dtype))
+    found = weights.read(dtype, families.read_config(dtype))
     jax.tree.map(lambda x, y, t=dtype: np.testing.assert_array_equal(x, y.astype(t).astype('float32')), found, made[3])
 
 

@@ -49,6 +49,8 @@ def model_flags(values: flags.FlagValues) -> None:
   string('out', None, 'JSONL file to write; the same command again continues it')
   string('mesh', '-1,1,1', 'devices along data, fsdp and tensor; -1: all that are left')
   flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'of the products', flag_values=values)
+  rope = 'which factors of a longrope model hold for all rows: short, or long, where the context is longer'
+  flags.DEFINE_enum('rope', 'short', ['short', 'long'], rope, flag_values=values)
   batch = 'rows per device call, rounded up for the mesh; changes no result'
   flags.DEFINE_integer('batch', 8, batch, 1, flag_values=values)
 
@@ -68,7 +70,7 @@ def load(values: flags.FlagValues):
   except ValueError:
     raise UserError(f'--mesh={values.mesh}: give three numbers, such as -1,1,1.') from None
   mesh = ours(mesh_lib.make, shape)
-  model = models.load(values.model, dtype=values.dtype)
+  model = models.load(values.model, dtype=values.dtype, rope=values.rope)
   ways = mesh_lib.batch_ways(mesh)
   return model, lambda: ours(model.read, mesh), mesh, -(-values.batch // ways) * ways
 

@@ -27,6 +27,7 @@ DECISIVE = (  # flags that decide the results
   'min_p',
   'seed',
   'dtype',
+  'rope',
   'stop',
 )
 

@@ -12,7 +12,7 @@ from past_jax.render import pack
 from past_jax.text import pack_completions
 from past_jax.types import Prompts, UserError
 
-DECISIVE = ('noend', 'max_length', 'dtype')  # flags that decide the results
+DECISIVE = ('noend', 'max_length', 'dtype', 'rope')  # flags that decide the results
 PAIR = ('chosen', 'rejected')
 program = jax.jit(group_logps, static_argnums=0)
 

@@ -157,7 +157,8 @@ def run(argv: list[str]) -> int:
   print(f'{config.model.spec} in {workdir}', file=sys.stderr)
   for reason in data.skipped:
     print(f'skipped {reason}', file=sys.stderr)
-  model = models.load(config.model.spec, dtype=config.model.dtype, remat=config.model.remat, seed=config.seed)
+  m = config.model
+  model = models.load(m.spec, dtype=m.dtype, remat=m.remat, rope=m.rope, seed=config.seed)
   refuse(build.check_model(config, model))
   run_ = build.build(config, model, data.examples)
   with Stop() as stop, Progress(rounds_ahead=sum(config[s].rounds for s in config.stages[1:])) as progress:

@@ -22,7 +22,7 @@ class ModelConfig:
   kv_heads: int  # K, key/value heads; divides heads
   head_dim: int
   ffn: int  # F
-  context: int  # tokens the model has room for, under the rotary frequencies chosen
+  context: int  # tokens the model has room for
   kinds: tuple[Kind, ...]
   pattern: tuple[int, ...]  # which of `kinds` each layer is
   scale: float  # of attention scores: head_dim ** -0.5, but for Gemma
@@ -39,6 +39,7 @@ class ModelConfig:
   logit_cap: float = 0.0
   embed_scale: float = 1.0
   tied: bool = True  # the output head is the embedding
+  longer: int = 0  # tokens it would have room for with rope='long', where that is another choice
   family: str = 'llama'  # `model_type` of config.json
   # config.json as it was read: an export writes it back.
   source: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)

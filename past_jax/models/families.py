@@ -146,7 +146,8 @@ def kinds(head_dim: int, context: int, choice: str, layers: list[tuple[int, Mapp
   distinct = tuple(dict.fromkeys(each))
   originals = [p['original_max_position_embeddings'] for _, p in layers if p and p.get('rope_type') == 'longrope']
   room = min([context, *originals]) if choice == 'short' else context
-  return {'kinds': distinct, 'pattern': tuple(map(distinct.index, each)), 'context': room}
+  longer = context if room < context else 0
+  return {'kinds': distinct, 'pattern': tuple(map(distinct.index, each)), 'context': room, 'longer': longer}
 
 
 def llama(c: Mapping, choice: str, layers=None, **more) -> dict:
