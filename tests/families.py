@@ -5,12 +5,14 @@ Import it after `pytest.importorskip('torch')`. Nothing here uses the code under
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+from safetensors.numpy import load_file
 from transformers import (
   Gemma2Config,
   Gemma3TextConfig,
@@ -230,4 +232,8 @@ def oracle_gradients(
       logps = torch.log_softmax(_logits(model, row), -1)[:-1].gather(1, torch.tensor(list(row[1:]))[:, None])
       total = total + logps[max(start, 1) - 1 :].sum()
   total.backward()
-  return {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
+  for parameter in model.parameters():
+    parameter.data = parameter.grad
+  with tempfile.TemporaryDirectory() as directory:  # names in memory are not those in files; saving knows both
+    model.save_pretrained(directory)
+    return load_file(Path(directory) / 'model.safetensors')
