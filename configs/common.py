@@ -77,6 +77,9 @@ def base(size: str) -> ConfigDict:
     'size',
     size,
   )
+  # rank 0: all parameters are trained. targets: regexes on the paths of linear layers, such as 'layers/(q|v)$'; (): all
+  # within the layers. alpha = rank: as large a step at a learning rate as training all parameters.
+  c.model.lora = dict(rank=0, alpha=16.0, targets=())
   tiny = size == 'tiny'
   c.data = dict(
     source='world:people',  # or FILE.jsonl, hf:NAME, tfds:NAME, a directory of either

@@ -14,14 +14,15 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import jax
 
-from past_jax import curricula, generators, judges, losses, mesh, models, render, selects, update
+from past_jax import curricula, generators, judges, lora, losses, mesh, models, render, selects, update
 from past_jax.collect import Collector, Reference, collector
 from past_jax.data import sources, worlds
 from past_jax.data.stream import Stream, permutation
 from past_jax.evals.closed_book import closed_book
 from past_jax.evals.perplexity import perplexity
 from past_jax.judges.likelihood_gain import NEEDS
-from past_jax.types import Example, Plan, Update, UserError
+from past_jax.models.transformer import INPUT_AXES
+from past_jax.types import Example, Params, Plan, Update, UserError, Weights
 
 OPTIMIZERS = {'adamw': update.adamw}
 KINDS = {
@@ -34,6 +35,7 @@ TERMS = ('text', 'group', 'replay')
 ROLES = ('policy', 'base', 'ref')
 PAIRWISE = ('best_vs', 'all_pairs')
 RESOURCES = ('policy', 'tokenizer')  # parameters that come from the run, not from the config
+ADAPTERS = 1 << 31  # the branch of the run's key for new adapters; rounds use those of the stages' numbers
 MAY_CHANGE = ('checkpoint.', 'log.', 'eval.every')  # on resume; and every stage's `rounds`
 
 # Keys that are no component's: a type, or the least value of that type.
@@ -41,7 +43,13 @@ KEYS = {
   'seed': 0,
   'stages': tuple,
   'mesh': dict.fromkeys(mesh.AXES, -1),
-  'model': {'spec': str, 'dtype': str, 'remat': bool, 'rope': str},
+  'model': {
+    'spec': str,
+    'dtype': str,
+    'remat': bool,
+    'rope': str,
+    'lora': {'rank': 0, 'alpha': 0.0, 'targets': tuple},
+  },
   'data': {
     **dict.fromkeys(('source', 'split', 'text', 'prompt', 'target', 'questions', 'anchors', 'on_error', 'replay'), str),
     **{'limit': 0, 'shuffle': bool, 'world': {'count': 1, 'seed': 0, 'relations': bool}},
@@ -100,6 +108,8 @@ class Stage(NamedTuple):
 class Run(NamedTuple):
   seed: int
   model: models.Model
+  trained: Callable[[Params], Params]  # of the base, or its shapes: all of it, or new adapters
+  whole: Callable[[Weights, Params], Params]  # (frozen roles, trained) -> the model
   mesh: jax.sharding.Mesh
   examples: tuple[Example, ...]
   stream: Stream
@@ -277,6 +287,11 @@ def check(config, devices: int) -> list[str]:
   for key, choices in CHOICES.items():
     if (value := values[key]) not in choices:
       out.append(f'config.{key}={value!r}: choose one of {", ".join(map(repr, choices))}.{nearest(value, choices)}')
+  adapters = config.model.lora
+  if adapters.targets and not adapters.rank:
+    out.append('config.model.lora.targets are set, but rank=0 trains all parameters: set config.model.lora.rank too.')
+  if adapters.rank and not adapters.alpha:
+    out.append('config.model.lora.alpha=0 scales the adapters away: rank is a good value.')
   schedule = {'lr': 0.0, 'warmup': 0.0, 'end': 0.0}
   out += component_problems(OPTIMIZERS, tree['optimizer'], 'config.optimizer', schedule)
   for name in config.stages:
@@ -404,6 +419,11 @@ def check_model(config, model: models.Model) -> list[str]:
   hint = f' --config.model.rope=long makes it {c.longer}, for short rows too.' if c.longer else ''
   room = f'the model has room for {c.context}.{hint}'
   out = [f'config.{key} = {n} tokens; {room}' for key, n in lengths.items() if n > c.context]
+  if config.model.lora.rank:
+    try:
+      lora.choose(jax.eval_shape(model.policy.init, jax.random.key(0)), config.model.lora.targets)
+    except UserError as error:
+      out.append(f'config.model.lora.targets: {error}')
   tensor = config.mesh.tensor
   if tensor > 0 and (c.heads % tensor or c.kv_heads % tensor):
     out.append(f'config.mesh.tensor={tensor} does not divide the {c.heads} and {c.kv_heads} heads of the model.')
@@ -440,14 +460,17 @@ def build(config, model: models.Model, examples: Sequence[Example]) -> Run:
     UserError: what a component says about its keys.
   """
   mesh_ = mesh.make(config.mesh)
+  trained, whole = build_adapters(config)
   evaluate, calls = build_evaluation(config.eval, model, mesh_, examples)
   return Run(
     seed=config.seed,
     model=model,
+    trained=trained,
+    whole=whole,
     mesh=mesh_,
     examples=tuple(examples),
     stream=Stream(len(examples), config.seed, config.data.shuffle),
-    stages=tuple(build_stage(config, name, model, mesh_) for name in config.stages),
+    stages=tuple(build_stage(config, name, model, mesh_, whole) for name in config.stages),
     evaluate=evaluate,
     eval_calls=calls,
     eval_every=config.eval.every,
@@ -457,7 +480,17 @@ def build(config, model: models.Model, examples: Sequence[Example]) -> Run:
   )
 
 
-def build_stage(config, name: str, model: models.Model, mesh_) -> Stage:
+def build_adapters(config):
+  """(trained, whole) of a `Run`. Adapters go on from stage to stage, so they are the run's and not a stage's."""
+  c = config.model.lora
+  if not c.rank:
+    return lambda base: base, lambda weights, trained: trained
+  key = jax.random.fold_in(jax.random.key(config.seed), ADAPTERS)
+  init = functools.partial(lora.init, key, targets=c.targets, rank=c.rank, input_axes=INPUT_AXES)
+  return init, lambda weights, trained: lora.attach(weights['base'], trained, c.alpha / c.rank)
+
+
+def build_stage(config, name: str, model: models.Model, mesh_, whole) -> Stage:
   s, at = config[name], f'config.{name}'
   plan, plans = plans_of(s)
   collect = reference = None
@@ -493,7 +526,7 @@ def build_stage(config, name: str, model: models.Model, mesh_) -> Stage:
     render=render.renderer(
       tokenizer=model.tokenizer, completion_length=completion_length(config, name)[1], **plain(config.view)
     ),
-    update=build_update(config.optimizer, s, model, sum(p.prompts // s.batch * p.epochs for p in plans)),
+    update=build_update(config.optimizer, s, model, sum(p.prompts // s.batch * p.epochs for p in plans), whole),
     terms=tuple(s.losses),
     beta=arguments(losses.TABLE, dpo[1])['beta'] if dpo else 0.0,
     refreshes=collect is not None and 'ref' in roles,
@@ -503,7 +536,7 @@ def build_stage(config, name: str, model: models.Model, mesh_) -> Stage:
   )
 
 
-def build_update(optimizer, stage, model: models.Model, total: int) -> Update:
+def build_update(optimizer, stage, model: models.Model, total: int, whole) -> Update:
   """One optimizer step on the stage's losses; the learning rate's schedule spans the stage's `total` updates."""
   o = plain(optimizer)
   rate = update.schedule(lr=o.pop('lr'), warmup=o.pop('warmup'), end=o.pop('end'), total=total)
@@ -516,6 +549,7 @@ def build_update(optimizer, stage, model: models.Model, total: int) -> Update:
     losses={term: (1.0, loss) for term, loss in terms.items()},
     optimizer=OPTIMIZERS[o.pop('name')](learning_rate=rate, **o),
     learning_rate=rate,
+    whole=whole,
   )
 
 

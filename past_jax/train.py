@@ -68,7 +68,8 @@ class Loop:
 
   def abstract_state(self, stage: Stage):
     """Shapes and shardings of the train state: nothing is ever materialised unsharded."""
-    state = jax.eval_shape(lambda key: stage.update.init(self.run.model.policy.init(key)), jax.random.key(0))
+    init = lambda key: stage.update.init(self.run.trained(self.run.model.policy.init(key)))
+    state = jax.eval_shape(init, jax.random.key(0))
     placed = mesh_lib.shardings(self.run.mesh, state, models.RULES)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
 
@@ -83,10 +84,9 @@ class Loop:
     run = self.run
     first = self.checkpoints.latest_host()
     if first is None:
-      params = run.model.read(run.mesh)
       self.cursor = Cursor(0, 0, 0, 0, run.stream.start())
-      self.state, self.ref = self.new_state(run.stages[0], params), None
-      self.base = params
+      self.base = run.model.read(run.mesh)
+      self.state, self.ref = self.new_state(run.stages[0], run.trained(self.base)), None
       return False
 
     def abstract(specs: dict):
@@ -146,8 +146,9 @@ class Loop:
   # --- a round ----------------------------------------------------------------------------------------------------
 
   def weights(self) -> dict:
-    roles = {'policy': self.state.params, 'base': self.base}
-    return roles | ({'ref': self.ref} if self.ref is not None else {})
+    roles = {'policy': self.state.params} | ({'ref': self.ref} if self.ref is not None else {})
+    frozen = {'base': self.base}
+    return frozen | {role: self.run.whole(frozen, trained) for role, trained in roles.items()}
 
   def collect(self, stage: Stage, examples, rendered, plan) -> Collected:
     c, rounds = self.cursor, stage.rounds
@@ -207,7 +208,7 @@ class Loop:
       chosen = take(batches, order[update])
       if stage.replay:
         chosen['replay'] = self.replay(stage, c)
-      self.state, metrics = step(self.state, {}, chosen)
+      self.state, metrics = step(self.state, {'base': self.base}, chosen)
       host = {'stage': stage.name, 'round': c.round + 1, **(facts if update == 0 else {})}
       host['perf/compile_count'] = self.compiles.count
       self.bad, previous = {k: v for k, v in metrics.items() if v.ndim}, self.bad
@@ -271,7 +272,7 @@ class Loop:
 
   def evaluate(self, when: str, writer: MetricsWriter) -> None:
     self.enter('evaluate', self.run.eval_calls)
-    metrics, samples = self.run.evaluate(self.state.params, self.tick)
+    metrics, samples = self.run.evaluate(self.weights()['policy'], self.tick)
     writer.evaluation({'when': when, 'step': self.cursor.step, 'metrics': metrics, 'samples': samples})
 
   def evaluated(self, when: str) -> bool:

@@ -135,7 +135,7 @@ class Batch:
 @device_type
 class TrainState:
   step: Array  # int32 scalar: optimizer updates done
-  params: Params  # the trained leaves only
+  params: Params  # the trained leaves only: all of a model, or adapters
   opt_state: Any
 
 
@@ -182,7 +182,8 @@ class Update(NamedTuple):
   """optax's pair, one level up.
 
   init: (params) -> TrainState
-  step: (state, weights, batches: {term: Batch}) -> (state, metrics); pure, to be jitted with the state donated
+  step: (state, weights, batches: {term: Batch}) -> (state, metrics); pure, to be jitted with the state donated.
+        Of the weights it reads the frozen `base` that adapters belong to.
   """
 
   init: Callable[[Params], TrainState]

@@ -1,6 +1,6 @@
 """The update: losses of several terms added up in one gradient, one optimizer step, one program."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +34,12 @@ def gradient(
   losses: Mapping[str, tuple[float, Loss]],
   optimizer: optax.GradientTransformation,
   learning_rate: optax.Schedule,
+  whole: Callable = lambda weights, trained: trained,
 ) -> Update:
   """One step of `optimizer` on sum_term weight * loss(term's batch).
+
+  `whole(weights, trained)` is the model: what is trained, or adapters attached to the frozen role `base`. No gradient
+  is taken of the frozen roles, and no moments are kept for them.
 
   A non-finite loss, gradient or new parameter leaves the state as it was and says so: metric `finite` 0, and `bad/TERM`
   marks the prompts whose log-probs are not finite.
@@ -44,8 +48,8 @@ def gradient(
   def init(params) -> TrainState:
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
-  def objective(params, batches):
-    total, metrics = jnp.float32(0), {}
+  def objective(trained, weights, batches):
+    params, total, metrics = whole(weights, trained), jnp.float32(0), {}
     for term, (weight, loss) in losses.items():
       batch = batches[term]
       logps = group_logps(policy, params, batch.prompts, batch.ids_BxGxT, batch.length_BxG)
@@ -58,8 +62,8 @@ def gradient(
     return total, metrics
 
   def step(state: TrainState, weights, batches) -> tuple[TrainState, dict]:
-    del weights  # a loss that needs a frozen role gets it through the batch
-    (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params, batches)
+    # What a loss needs of the frozen roles it gets through the batch.
+    (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params, weights, batches)
     norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     stepped = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)

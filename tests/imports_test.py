@@ -4,12 +4,13 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / 'past_jax'
-LEAVES = {'types', 'text', 'mesh', 'logps', 'sampler'}
+LEAVES = {'types', 'text', 'mesh', 'lora', 'logps', 'sampler'}
 # module -> what of this package it may import; a name covers what is below it
 MAY = {
   'types': set(),
   'text': {'types'},
   'mesh': {'types'},
+  'lora': {'types'},
   'logps': {'types'},
   'sampler': {'types'},
   'stop': set(),
