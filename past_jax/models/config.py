@@ -41,8 +41,9 @@ class ModelConfig:
   tied: bool = True  # the output head is the embedding
   longer: int = 0  # tokens it would have room for with rope='long', where that is another choice
   family: str = 'llama'  # `model_type` of config.json
-  # config.json as it was read: an export writes it back.
+  # config.json and generation_config.json as they were read: an export writes them back.
   source: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+  generation: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
   @property
   def layers(self) -> int:

@@ -3,6 +3,7 @@
 transformers reads config.json: it knows the defaults and the spellings of every version of the format.
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -266,20 +267,29 @@ def read_config(directory: str | Path, choice: str = 'short') -> ModelConfig:
     UserError: the file is missing or malformed, or asks for what is not computed here.
   """
   path = Path(directory) / 'config.json'
+  if not path.exists() and (path.parent / 'adapter_config.json').exists():
+    raise UserError(f'{path.parent} is a LoRA adapter (adapter_config.json); a model is needed: merge the two first.')
+  source = read_json(path)
+  if source is None:
+    raise UserError(f'{path} does not exist; a model directory has config.json, *.safetensors, tokenizer.json.')
   try:
-    source = json.loads(path.read_text(encoding='utf-8'))
-  except FileNotFoundError:
-    raise UserError(
-      f'{path} does not exist; a model directory has config.json, *.safetensors, tokenizer.json.'
-    ) from None
-  except ValueError as error:
-    raise UserError(f'{path} is not JSON: {error}') from error
-  if not isinstance(source, dict):
-    raise UserError(f'{path} is not a JSON object.')
-  try:
-    return model_config(source, choice)
+    config = model_config(source, choice)
   except UserError as error:
     raise UserError(f'{path}: {error}') from error.__cause__
+  return dataclasses.replace(config, generation=read_json(path.parent / 'generation_config.json') or {})
+
+
+def read_json(path: Path) -> dict | None:
+  """The object in a file; None if there is no file."""
+  try:
+    value = json.loads(path.read_text(encoding='utf-8'))
+  except FileNotFoundError:
+    return None
+  except ValueError as error:
+    raise UserError(f'{path} is not JSON: {error}') from error
+  if not isinstance(value, dict):
+    raise UserError(f'{path} is not a JSON object.')
+  return value
 
 
 def model_config(source: Mapping[str, Any], choice: str = 'short') -> ModelConfig:

@@ -78,10 +78,10 @@ def convert(gguf_path: str | Path, out_dir: str | Path):
     raise UserError(f'{gguf_path} cannot be read as GGUF ({error}); is the download complete?') from error
   source, tokenizer = _config(gguf_path, fields, reader), _tokenizer(gguf_path, fields)
   config = model_config(source)
-  if tokenizer.vocab_size != config.vocab:
+  if tokenizer.vocab_size > config.vocab:
     raise UserError(f'{gguf_path} has {tokenizer.vocab_size} tokens and {config.vocab} rows in its embedding.')
   out_dir.mkdir(parents=True, exist_ok=True)
-  weights.write_tensors(out_dir, _tensors(gguf_path, reader, config), source, tokenizer, np.float32)
+  weights.write_tensors(out_dir, _tensors(gguf_path, reader, config), config, tokenizer, np.float32)
 
 
 def _config(path, fields, reader) -> dict:

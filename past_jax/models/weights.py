@@ -4,13 +4,14 @@ Nothing is unpickled and no code of a checkpoint is run.
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
 import re
 import shutil
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -18,7 +19,6 @@ import jax
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from past_jax.mesh import path_string
 from past_jax.models.config import ModelConfig
@@ -28,22 +28,28 @@ from past_jax.text import Tokenizer
 from past_jax.types import Params, UserError
 
 DTYPES = {'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16}
-SHARD = 4 << 30  # bytes: the most that one file gets, and the most that writing holds in memory
+SHARD = 4 << 30  # bytes: the most that one file gets, but for a tensor that is larger alone
 
 
 # --- names and layouts --------------------------------------------------------------------------------------------
 
 
 def table(config: ModelConfig) -> dict[str, list[Row]]:
-  """{name of a tensor, with `{i}` for the layer: the rows of the parameters in it}, of all that `config` has."""
+  """{name of a tensor, with `{i}` for the layer: the rows of the parameters in it}, of all that `config` has.
+
+  Raises:
+    ValueError: the family's rows do not name every parameter, and every part of its tensor, exactly once.
+  """
   family, shapes = FAMILIES[config.family], jax.eval_shape(transformer(config).init, jax.random.key(0))
-  paths = {path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)}
-  tensors = defaultdict(list)
-  for row in family.rows:
-    if row.path in paths:
-      paths.remove(row.path)
-      tensors[row.name if row.path.startswith('head/') else family.prefix + row.name].append(row)
-  assert not paths, f'no names for {sorted(paths)} in family {config.family!r}'
+  paths = [path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+  rows, tensors = [row for row in family.rows if row.path in paths], defaultdict(list)
+  if odd := (Counter(paths) - Counter(row.path for row in rows)) + (Counter(row.path for row in rows) - Counter(paths)):
+    raise ValueError(f'In family {config.family!r} these parameters have no name, or two: {listed(odd)}.')
+  for row in rows:
+    tensors[row.name if row.path.startswith('head/') else family.prefix + row.name].append(row)
+  for name, group in tensors.items():
+    if sorted(row.part for row in group) != list(range(len(group[0].parts) or 1)):
+      raise ValueError(f'In family {config.family!r} {name} has parts that belong to no parameter, or to two.')
   return dict(tensors)
 
 
@@ -108,33 +114,33 @@ class Files:
 
   def _names(self) -> list[str]:
     index = self.directory / 'model.safetensors.index.json'
-    try:
-      if index.exists():
+    if (self.directory / 'model.safetensors').exists():  # before an index, as transformers prefers it
+      return ['model.safetensors']
+    if index.exists():
+      try:
         files = sorted(set(json.loads(index.read_text(encoding='utf-8'))['weight_map'].values()))
-      elif (self.directory / 'model.safetensors').exists():
-        files = ['model.safetensors']
-      else:
-        files = sorted(path.name for path in self.directory.glob('*.safetensors'))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-      raise UserError(f'{index} is not an index of safetensors files: {error!r}') from error
+        absent = [name for name in files if not (self.directory / name).exists()]
+      except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f'{index} is not an index of safetensors files: {error!r}.') from error
+      if absent:
+        raise UserError(f'{index} names files that are not there: {listed(absent)}; is the download complete?')
+    else:
+      files = sorted(path.name for path in self.directory.glob('*.safetensors'))
     if files:
       return files
     pickled = sorted(path.name for pattern in ('*.bin', '*.pt', '*.pth') for path in self.directory.glob(pattern))
     hint = f' {pickled[0]} is a pickle, which may run code when it is read: convert it.' if pickled else ''
     raise UserError(f'{self.directory} holds no *.safetensors file.{hint}')
 
+  def alike(self, one: str, other: str) -> bool:
+    """Whether two tensors are the same, judged by up to 64 of their rows, spread evenly."""
+    step = self.tensors[one][0][0] // 64 + 1
+    return self.tensors[one] == self.tensors[other] and np.array_equal(self.open(one)[::step], self.open(other)[::step])
+
   def open(self, name: str) -> np.ndarray:
     """A map of one tensor. Its pages leave memory with it, so keep it no longer than it is read."""
     (shape, dtype), (path, offset) = self.tensors[name], self._at[name]
     return np.memmap(path, DTYPES[dtype], 'r', offset, shape) if math.prod(shape) else np.empty(shape, DTYPES[dtype])
-
-
-def renamed(tensors: Iterable[str], wanted: Iterable[str], config: ModelConfig) -> dict[str, str]:
-  """{our name: the file's}. Files saved from the bare model, without its head, lack the family's prefix."""
-  prefix, tensors = FAMILIES[config.family].prefix, set(tensors)
-  if any(name.startswith(prefix) for name in tensors):
-    prefix = ''
-  return {name: name.removeprefix(prefix) for name in wanted}
 
 
 def check(files: Files, config: ModelConfig, wanted: Mapping[str, Layout]) -> dict[str, str]:
@@ -143,14 +149,21 @@ def check(files: Files, config: ModelConfig, wanted: Mapping[str, Layout]) -> di
   Raises:
     UserError: tensors are missing, unknown, of another shape, or of a dtype that is no float.
   """
-  directory, found = files.directory, renamed(files.tensors, wanted, config)
-  # Derived values that old files carry, and the copy of the embedding that some files of tied models do.
-  derived = r'rotary_emb\.inv_freq$' + FAMILIES[config.family].derived
-  derived += r'|^(lm_head|embed_out)\.weight$' if config.tied else ''
+  directory, family = files.directory, FAMILIES[config.family]
+  # Files saved from the bare model, without its head, lack the prefix.
+  prefix = '' if any(name.startswith(family.prefix) for name in files.tensors) else family.prefix
+  found = {name: name.removeprefix(prefix) for name in wanted}
   if missing := [theirs for theirs in found.values() if theirs not in files.tensors]:
     raise UserError(f'{directory}: {len(missing)} tensors are missing: {listed(missing)}.')
-  if unused := sorted(n for n in files.tensors.keys() - found.values() if not re.search(derived, n)):
-    what = f'belong to nothing in a {config.family} model of this config.json'
+  unused = sorted(files.tensors.keys() - found.values())
+  rows = {row.path: row.name for row in family.rows}
+  if config.tied and (head := rows['head/kernel']) in unused:
+    unused.remove(head)
+    if not files.alike(head, found[family.prefix + rows['embed/embedding']]):
+      what = f'config.json ties the output head to the embedding, and {head} is another tensor'
+      raise UserError(f'{directory}: {what}; set tie_word_embeddings to what the model was trained with.')
+  if unused := [name for name in unused if not re.search(r'rotary_emb\.inv_freq$' + family.derived, name)]:
+    what = f'belong to nothing in a {config.family} model of {config.layers} layers as config.json describes it'
     raise UserError(f'{directory}: {len(unused)} tensors {what}: {listed(unused)}.')
   for name, layout in wanted.items():
     shape, dtype = files.tensors[found[name]]
@@ -187,28 +200,31 @@ def read(directory: str | Path, config: ModelConfig, shardings: Params | None = 
 
 
 def _placed(files: Files, names: list[str], stacked: bool, layout: Layout, sharding, dtype) -> jax.Array:
-  """One parameter; `names` are its tensors, one for each layer if `stacked`."""
+  """One parameter; `names` are its tensors, one for each layer if `stacked`. The host holds one device's part."""
   shape = (len(names), *layout.shape) if stacked else layout.shape
-  parts = {}  # replicas ask for the same part; it is read once
+  devices_of = defaultdict(list)  # bounds of a part -> the devices that hold it: replicas are read once
+  for device, index in sharding.addressable_devices_indices_map(shape).items():
+    devices_of[tuple(s.indices(size)[:2] for s, size in zip(index, shape))].append(device)
+  arrays = []
+  for bounds, devices in devices_of.items():
+    index = [slice(*ends) for ends in bounds]
+    part = _part(files, names[index.pop(0)] if stacked else names, layout, tuple(index), dtype)
+    arrays += jax.block_until_ready([jax.device_put(part if stacked else part[0], device) for device in devices])
+  return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
-  def read_part(index):
-    layers, inner = (index[0], index[1:]) if stacked else (slice(0, 1), index)
-    chosen = names[layers]
-    out = np.empty((len(chosen), *(s.stop - s.start for s in inner)), dtype)
-    for i, name in enumerate(chosen):
-      out[i] = layout.view(files.open(name))[inner]
-      if not np.isfinite(out[i]).all():
-        raise UserError(f'{files.directory}: {name} holds NaN or infinity.')
-    return out if stacked else out[0]
 
-  def part(index):
-    index = tuple(slice(*s.indices(size)[:2]) for s, size in zip(index, shape))
-    key = tuple((s.start, s.stop) for s in index)
-    if key not in parts:
-      parts[key] = read_part(index)
-    return parts[key]
-
-  return jax.make_array_from_callback(shape, sharding, part)
+def _part(files: Files, names: list[str], layout: Layout, index: tuple[slice, ...], dtype) -> np.ndarray:
+  """The same part of several layers, stacked."""
+  out = np.empty((len(names), *(s.stop - s.start for s in index)), dtype)
+  for array, name in zip(out, names):
+    view = layout.view(files.open(name))[index]
+    # A transposed copy takes strips of a cache line or two, several times as fast as whole rows.
+    strip = view.shape[-1] if view.strides[-1] == view.itemsize else 32
+    for start in range(0, view.shape[-1], strip):
+      array[..., start : start + strip] = view[..., start : start + strip]
+    if not np.isfinite(array).all():
+      raise UserError(f'{files.directory}: {name} holds NaN or infinity.')
+  return out
 
 
 def leaf(tree, path: str):
@@ -253,7 +269,7 @@ def new_directory(directory: str | Path, unless_exists: bool = False) -> Iterato
         raise
       if not unless_exists:
         raise UserError(f'{directory} exists and is not empty; name another directory or empty it.') from None
-  except (OSError, SafetensorError) as error:  # a full disk is a SafetensorError while tensors are written
+  except OSError as error:
     raise UserError(f'Cannot write {directory}: {error}. Nothing is left of it.') from error
   finally:
     shutil.rmtree(work, ignore_errors=True)
@@ -268,33 +284,45 @@ def hf_tensors(params: Params, config: ModelConfig) -> Tensors:
   Raises:
     UserError: a parameter is missing, unknown or of another shape.
   """
-  rows = table(config)
+  rows, out = table(config), {}
   ours = {path_string(path): array for path, array in jax.tree_util.tree_leaves_with_path(params)}
   if odd := sorted(ours.keys() ^ {row.path for group in rows.values() for row in group}):
     raise UserError(f'These parameters are missing, or have no name in a {config.family} model: {listed(odd)}.')
 
-  def tensor(stem: str, group: list[Row], i: int, stored: tuple[int, ...]) -> np.ndarray:
-    out = None
-    for row in group:
-      array = np.asarray(ours[row.path][i] if '{i}' in stem else ours[row.path])
-      out = np.empty(stored, array.dtype) if out is None else out
-      Layout(row, config).view(out)[...] = array
+  def tensor(parts: list[tuple[Layout, jax.Array | np.ndarray]], layer: int | slice) -> np.ndarray:
+    out = np.empty(parts[0][0].stored, parts[0][1].dtype)
+    for layout, array in parts:
+      layout.view(out)[...] = array[layer]
     return out
 
-  out = {}
   for stem, group in rows.items():
-    for row in group:
-      shape = (*[config.layers] * ('{i}' in stem), *Layout(row, config).shape)
-      if ours[row.path].shape != shape:
-        raise UserError(f'The parameter {row.path} is {ours[row.path].shape} where the config makes it {shape}.')
-    stored = Layout(group[0], config).stored
+    stacked, parts = '{i}' in stem, [(Layout(row, config), ours[row.path]) for row in group]
+    for row, (layout, array) in zip(group, parts):
+      shape = (config.layers, *layout.shape) if stacked else layout.shape
+      if array.shape != shape:
+        raise UserError(f'The parameter {row.path} is {array.shape} where the config makes it {shape}.')
     for i, name in enumerate(each(stem, config)):
-      out[name] = stored, lambda stem=stem, group=group, i=i, stored=stored: tensor(stem, group, i, stored)
+      out[name] = parts[0][0].stored, functools.partial(tensor, parts, i if stacked else slice(None))
   return out
 
 
-def write_tensors(directory: Path, tensors: Tensors, config: Mapping, tokenizer: Tokenizer, dtype):
-  """Writes all files of a model into `directory`; `config` becomes config.json."""
+def save_file(path: Path, tensors: Tensors, names: Iterable[str], dtype: np.dtype):
+  """A safetensors file, written tensor by tensor: the library's own writer takes all of them, and copies each."""
+  header, end, spelt = {'__metadata__': {'format': 'pt'}}, 0, {np.dtype(v): k for k, v in DTYPES.items()}[dtype]
+  for name in names:
+    shape, start = tensors[name][0], end
+    end += math.prod(shape) * dtype.itemsize
+    header[name] = {'dtype': spelt, 'shape': shape, 'data_offsets': [start, end]}
+  encoded = json.dumps(header).encode()
+  encoded += b' ' * (-len(encoded) % 8)
+  with path.open('wb') as file:
+    file.write(len(encoded).to_bytes(8, 'little') + encoded)
+    for name in names:
+      file.write(np.ascontiguousarray(tensors[name][1](), dtype).view(np.uint8).data)
+
+
+def write_tensors(directory: Path, tensors: Tensors, config: ModelConfig, tokenizer: Tokenizer, dtype):
+  """Writes all files of a model into `directory`."""
   dtype = np.dtype(dtype)
 
   def dump(name, value):
@@ -310,19 +338,17 @@ def write_tensors(directory: Path, tensors: Tensors, config: Mapping, tokenizer:
   where = {}
   for i, names in enumerate(shards, 1):
     file = 'model.safetensors' if len(shards) == 1 else f'model-{i:05d}-of-{len(shards):05d}.safetensors'
-    # safetensors writes the memory behind an array whatever its strides say, so it must be contiguous.
-    arrays = {name: np.ascontiguousarray(tensors[name][1](), dtype) for name in names}
-    save_file(arrays, directory / file, metadata={'format': 'pt'})
-    (directory / file).chmod(0o644)  # safetensors may make it for its owner only
+    save_file(directory / file, tensors, names, dtype)
     where |= dict.fromkeys(names, file)
   if len(shards) > 1:
     total = sum(math.prod(shape) for shape, _ in tensors.values())
     metadata = {'total_parameters': total, 'total_size': total * dtype.itemsize}
     dump('model.safetensors.index.json', {'metadata': metadata, 'weight_map': where})
-  ours = {'bos_token_id': tokenizer.bos_id, 'eos_token_id': tokenizer.eos_id, 'dtype': dtype.name}
+  ids = {'bos_token_id': tokenizer.bos_id, 'eos_token_id': tokenizer.eos_id}
   # Places where code or another dtype would come from are not passed on.
-  dump('config.json', {k: v for k, v in config.items() if k not in ('auto_map', 'torch_dtype', '_name_or_path')} | ours)
-  dump('generation_config.json', {'bos_token_id': tokenizer.bos_id, 'eos_token_id': list(tokenizer.stop_ids)})
+  kept = {k: v for k, v in config.source.items() if k not in ('auto_map', 'torch_dtype', '_name_or_path')}
+  dump('config.json', ids | kept | {'architectures': [FAMILIES[config.family].architecture], 'dtype': dtype.name})
+  dump('generation_config.json', ids | config.generation | {'eos_token_id': list(tokenizer.stop_ids)})
   tokenizer.save(directory)
 
 
@@ -340,4 +366,4 @@ def write(directory: str | Path, params: Params, config: ModelConfig, tokenizer:
   if directory.is_dir() and any(directory.iterdir()):  # known before the work is done
     raise UserError(f'{directory} exists and is not empty; name another directory or empty it.')
   with new_directory(directory) as work:
-    write_tensors(work, tensors, config.source, tokenizer, np.float32 if dtype is None else dtype)
+    write_tensors(work, tensors, config, tokenizer, np.float32 if dtype is None else dtype)
