@@ -119,7 +119,9 @@ class Tokenizer:
     template, options = self.chat_template, {k: v for k, v in self._config.items() if k.endswith('_token') and v}
     if 'strftime_now' in template:
       # A macro hides transformers' function of that name, which reads the clock.
-      template, options['day'] = STRFTIME_NOW + template, {f'%{c}': DAY.strftime(f'%{c}') for c in 'aAbBdHIjmMpSyY'}
+      day = {f'%{code}': DAY.strftime(f'%{code}') for code in 'aAbBcdFHIjmMpSTxXyY'}
+      day |= {code.replace('%', '%-'): value.lstrip('0') or '0' for code, value in day.items()}
+      template, options['day'] = STRFTIME_NOW + template, day
     try:
       (text,), _ = render_jinja_template(
         [list(messages)], chat_template=template, add_generation_prompt=True, **options
@@ -237,11 +239,15 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
   stops = generation.get('eos_token_id') or []  # absent and null both mean: none
   stops = [stops] if isinstance(stops, int) else stops
 
+  if 'eos_token' not in config:  # GPT-2's directory leaves it to the model's config
+    ids = read_if_there('config.json') | generation
+    for name in ('bos_token', 'eos_token'):
+      first = ids.get(f'{name}_id')
+      first = first[0] if isinstance(first, list) else first
+      config.setdefault(name, None if first is None else backend.id_to_token(first))
+
   def special(name):
-    if name not in config:  # GPT-2's directory leaves it to the model's config
-      ids = (read_if_there('config.json') | generation).get(f'{name}_id')
-      return ids[0] if isinstance(ids, list) else ids
-    if config[name] is None:
+    if config.get(name) is None:
       return None
     if backend.token_to_id(config[name]) is None:
       raise UserError(f'{directory}/tokenizer_config.json: {name} {config[name]!r} is not in tokenizer.json.')

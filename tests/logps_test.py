@@ -13,7 +13,7 @@ from past_jax.types import Prompts
 
 
 def alone(policy, params, prompts, ids, length):
-  """Each prompt + completion as one unpadded row, log-softmax in float64 on the host."""
+  """Each prompt + completion as one unpadded row, log-softmax in float64 on the host (P7, P8)."""
   rows, out = jax.jit(policy.rows), np.zeros(ids.shape)
   for b in range(ids.shape[0]):
     P = int(prompts.length_B[b])
@@ -41,6 +41,7 @@ def test_a_group_scores_as_its_rows_alone(policy, params, ragged, chunk):
 
 
 def test_padding_and_batch_mates_do_not_matter(policy, params, ragged):
+  """P8: on both sides, of any amount; P17, P23: what fills the arrays up has log-prob 0."""
   prompts, ids, length = ragged
   plain = group_logps(policy, params, *ragged)
   rng = np.random.default_rng(1)
@@ -106,6 +107,7 @@ def keys():
 
 
 def test_sampler_log_probs_are_the_trainers(policy, params, prompts, keys):
+  """P15 at temperature 1, and P2: one end token, at the end."""
   group = sampled(policy, params, prompts, keys)
   again = group_logps(policy, params, prompts, group.ids_BxGxT, group.length_BxG)
   np.testing.assert_allclose(group.logps_BxGxT, again, atol=1e-5)

@@ -32,6 +32,7 @@ def test_ids_of_the_byte_tokenizer_are_utf8():
 
 @pytest.mark.parametrize('adds_bos', [False, True])
 def test_plain_text_has_one_bos_exactly_where_the_tokenizer_adds_it(adds_bos):
+  """P1"""
   tokenizer = text.byte_tokenizer(adds_bos)
   for source in ('', 'hello', '<|bos|>hello'):
     written = source.count('<|bos|>')
@@ -143,6 +144,7 @@ def test_unusable_tokenizer_files_are_named(tmp_path):
 
 
 def test_prompts_are_trimmed_on_the_left():
+  """P4"""
   rows = [[1, 2, 3, 4, 5], [6, 7], [], [9, 2, 3, 4]]
   ids, length, trimmed = text.pack_prompts(rows, 4)
   np.testing.assert_array_equal(ids, [[2, 3, 4, 5], [0, 0, 6, 7], [0, 0, 0, 0], [9, 2, 3, 4]])
@@ -155,6 +157,7 @@ def test_prompts_are_trimmed_on_the_left():
 
 
 def test_completions_are_trimmed_on_the_right_and_lose_their_end():
+  """P2, P4"""
   eos = 257
   rows = [[[1, 2, eos], [1, 2, 3, eos]], [[eos]], []]
   ids, length, trimmed = text.pack_completions(rows, 3)
