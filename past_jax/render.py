@@ -38,7 +38,7 @@ def text_batch(tokenizer: Tokenizer, texts: Sequence[str], length: int, end: boo
   An empty text has no token at all: it does not teach to end at once.
   """
   prompts = empty_prompts(tokenizer, len(texts))
-  rows = [[tokenizer.encode(text) + [tokenizer.eos_id] * end if text else []] for text in texts]
+  rows = [[tokenizer.encode(text, start=True) + [tokenizer.eos_id] * end if text else []] for text in texts]
   ids, lengths, trimmed = pack_completions(rows, length)
   zeros, none = np.zeros((len(texts), 1), np.float32), np.zeros((len(texts), 0), np.int32)
   selection = Selection(none, none, none.astype(np.float32), zeros + 1, zeros, zeros.astype(np.int32))

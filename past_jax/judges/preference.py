@@ -54,7 +54,7 @@ def preference(
   if missing:
     raise UserError(f'judge.template lacks {" and ".join(missing)}, where the two completions go.')
   parts = re.split(r'\{(prompt|text|target|a|b)\}', template)  # literal, name, literal, ..., literal
-  literals = [tokenizer.encode(part) for part in parts[::2]]
+  literals = [tokenizer.encode(part, start=not i) for i, part in enumerate(parts[::2])]
   answers = [tokenizer.encode(first), tokenizer.encode(second)]
   if answers[0] == answers[1] or not all(answers):
     raise UserError(f'judge.first={first!r} and judge.second={second!r} must differ and not be empty.')
