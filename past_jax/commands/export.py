@@ -1,7 +1,11 @@
-"""past export: a run's parameters as a Hugging Face directory, which every `--model` and `transformers` read."""
+"""past export: a run's model as a Hugging Face directory, which every `--model` and `transformers` read.
+
+Adapters are merged into it; or they alone are written, as `peft` reads them.
+"""
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from absl import flags
@@ -14,6 +18,7 @@ def run(argv: list[str]) -> int:
   values = flags.FlagValues()
   flags.DEFINE_string('workdir', None, 'folder of a run', flag_values=values)
   flags.DEFINE_string('out', None, 'folder to make: safetensors, config and tokenizer', flag_values=values)
+  flags.DEFINE_bool('adapter', False, 'the adapters of a LoRA run alone, for peft; else merged', flag_values=values)
   flags.DEFINE_integer('step', None, 'of the checkpoint; without it the newest intact one', 0, flag_values=values)
   types = ['float32', 'bfloat16', 'float16']
   flags.DEFINE_enum('dtype', 'float32', types, 'of the tensors', flag_values=values)
@@ -25,24 +30,24 @@ def run(argv: list[str]) -> int:
     raise UserError(f'--out={out} exists and is not an empty folder; name another.')
   try:
     config = json.loads((workdir / 'config.json').read_text())
-    spec = config['model']['spec']
+    config['model']['spec']
   except FileNotFoundError:
     raise UserError(f'{workdir} is not the workdir of a run: there is no config.json.') from None
   except (OSError, ValueError, KeyError, TypeError):
     raise UserError(f'{workdir / "config.json"} is not the config of a run; restore the file.') from None
   try:
-    return export(workdir, spec, out, values.step, values.dtype)
+    return export(workdir, config, out, values.step, values.dtype, values.adapter)
   except KeyboardInterrupt:
     print('past export: interrupted; nothing was written.', file=sys.stderr)
     return 130
 
 
-def export(workdir: Path, spec: str, out: Path, step: int | None, dtype: str) -> int:
+def export(workdir: Path, config: Mapping, out: Path, step: int | None, dtype: str, adapter: bool) -> int:
   import jax.numpy as jnp
 
-  from past_jax import models
+  from past_jax import lora, mesh, models
   from past_jax.checkpoint import Checkpoints
-  from past_jax.models import weights
+  from past_jax.models import peft, weights
 
   class Chosen(Checkpoints):
     """Only the checkpoint of `step`, where one is asked for: a damaged one is not replaced by another."""
@@ -55,10 +60,25 @@ def export(workdir: Path, spec: str, out: Path, step: int | None, dtype: str) ->
     raise UserError(f'{workdir} has no checkpoint yet; past study writes the first one after a round.')
   if step not in (None, *found):
     raise UserError(f'{workdir} has no checkpoint of step {step}; there are {", ".join(map(str, found))}.')
-  model = models.load(spec)
+  spec = config['model']['spec']
   restored = Chosen(workdir / 'checkpoints').restore()
   for sentence in restored.skipped:
     print(f'past export: {sentence}.', file=sys.stderr)
-  weights.write(out, restored.tree['state']['params'], model.config, model.tokenizer, jnp.dtype(dtype))
-  print(f'{out}: {spec} as studied in {workdir} up to step {restored.step}, in {dtype}. Use it with --model={out}.')
+  params = restored.tree['state']['params']
+  what, use, numbers = spec, f'--model={out}', jnp.dtype(dtype)
+  if lora.is_adapters(params):
+    model = models.load(spec, seed=config['seed'])
+    rank, alpha = (config['model']['lora'][key] for key in ('rank', 'alpha'))
+    if adapter:
+      peft.write(out, params, model.config, base=spec, rank=rank, alpha=alpha, dtype=numbers)
+      what, use = f'adapters of {spec}', f'peft.PeftModel.from_pretrained(model, {str(out)!r})'
+    else:
+      one = mesh.make({'data': 1, 'fsdp': 1, 'tensor': 1})
+      weights.write(out, lora.merge(model.read(one), params, alpha / rank), model.config, model.tokenizer, numbers)
+  elif adapter:
+    raise UserError(f'{workdir} trained all parameters: it has no adapters. Leave --adapter out.')
+  else:
+    model = models.load(spec)
+    weights.write(out, params, model.config, model.tokenizer, numbers)
+  print(f'{out}: {what} as studied in {workdir} up to step {restored.step}, in {dtype}. Use it with {use}.')
   return 0
