@@ -1,56 +1,122 @@
-"""A GGUF file becomes a Hugging Face directory, once: float32 tensors, config and tokenizer."""
+"""A GGUF file becomes a Hugging Face directory, once: float32 tensors, config and tokenizer.
 
+Names of tensors are those of the `gguf` library; what a file says of the model is checked field by field, and whatever
+is not understood is refused: a model that is almost right shows no error.
+"""
+
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import gguf
 import numpy as np
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from past_jax.models import weights
+from past_jax.models import rope, weights
 from past_jax.models.config import ModelConfig
 from past_jax.models.families import model_config
 from past_jax.text import Tokenizer
 from past_jax.types import UserError
 
-VERSION = 2  # goes up when the output changes, so that caches are made anew
+VERSION = 3  # goes up when the output changes, so that caches are made anew
 
-NAMES = {
-  'model.embed_tokens': 'token_embd',
-  'model.norm': 'output_norm',
-  'lm_head': 'output',
-  'input_layernorm': 'attn_norm',
-  'self_attn.q_proj': 'attn_q',
-  'self_attn.k_proj': 'attn_k',
-  'self_attn.v_proj': 'attn_v',
-  'self_attn.o_proj': 'attn_output',
-  'post_attention_layernorm': 'ffn_norm',
-  'mlp.gate_proj': 'ffn_gate',
-  'mlp.up_proj': 'ffn_up',
-  'mlp.down_proj': 'ffn_down',
-}
-HANDLED = {
-  'vocab_size',
-  'block_count',
-  'context_length',
-  'embedding_length',
-  'feed_forward_length',
-  'attention.head_count',
-  'attention.head_count_kv',
-  'attention.key_length',
-  'attention.value_length',
-  'attention.layer_norm_rms_epsilon',
-  'rope.freq_base',
-  'rope.dimension_count',
-}
-OFF = (0, False, 'none')  # values of the other fields under which they change nothing
 
+# --- architectures ------------------------------------------------------------------------------------------------
+
+
+class Architecture(NamedTuple):
+  family: str  # `model_type` of config.json
+  fields: dict[str, str]  # of the GGUF file, without the architecture's name -> key of config.json
+  values: Callable = lambda name, array, head_dim: array  # undoes what the conversion to GGUF did to a tensor
+  transposed: tuple[str, ...] = ()  # tensors whose two axes are the other way round
+
+
+def unpermute(rows, head_dim: int):
+  """[H * Dh, ...] with each head's rotary pairs side by side -> halves apart, as Hugging Face and we rotate them.
+
+  GGUF's llama rotates rows (2i, 2i + 1) of a head together, Hugging Face rows (i, i + Dh / 2).
+  """
+  pairs = rows.reshape(-1, head_dim // 2, 2, *rows.shape[1:])
+  return pairs.swapaxes(1, 2).reshape(rows.shape)
+
+
+def _llama(name, array, head_dim):
+  return unpermute(array, head_dim) if '.attn_q.' in name or '.attn_k.' in name else array
+
+
+def _gemma(name, array, head_dim):
+  return array - 1 if name.endswith('norm.weight') else array
+
+
+FIELDS = {
+  'block_count': 'num_hidden_layers',
+  'context_length': 'max_position_embeddings',
+  'embedding_length': 'hidden_size',
+  'feed_forward_length': 'intermediate_size',
+  'attention.head_count': 'num_attention_heads',
+  'attention.head_count_kv': 'num_key_value_heads',
+  'attention.key_length': 'head_dim',
+  'attention.layer_norm_rms_epsilon': 'rms_norm_eps',
+  'rope.freq_base': 'rope_theta',
+}
+WINDOW = {'attention.sliding_window': 'sliding_window'}
+CAPS = {'attn_logit_softcapping': 'attn_logit_softcapping', 'final_logit_softcapping': 'final_logit_softcapping'}
+GPT2 = {
+  'block_count': 'n_layer',
+  'context_length': 'n_positions',
+  'embedding_length': 'n_embd',
+  'feed_forward_length': 'n_inner',
+  'attention.head_count': 'n_head',
+  'attention.layer_norm_epsilon': 'layer_norm_epsilon',
+}
+ARCHITECTURES = {
+  'llama': Architecture('llama', FIELDS, _llama),  # Mistral's files call themselves llama, too
+  'qwen2': Architecture('qwen2', FIELDS),
+  'qwen3': Architecture('qwen3', FIELDS),
+  'phi3': Architecture('phi3', FIELDS | WINDOW),
+  'gemma2': Architecture('gemma2', FIELDS | WINDOW | CAPS, _gemma),
+  'gemma3': Architecture('gemma3_text', FIELDS | WINDOW | {'rope.freq_base_swa': 'rope_local_base_freq'}, _gemma),
+  'gpt2': Architecture('gpt2', GPT2, transposed=('attn_qkv', 'attn_output', 'ffn_up', 'ffn_down')),
+}
+# Fields that are looked at in other ways, or that say nothing about the model.
+OTHERS = {'vocab_size', 'attention.value_length', 'rope.dimension_count', 'rope.scaling.type', 'rope.scaling.factor'}
+OFF = (0, False, 'none')  # values of all other fields under which they change nothing
+# Of these the attention's scale is width / heads (rather than head_dim) to the power of -1/2; no field says so.
+SCALED_BY_WIDTH = {('gemma2', 46), ('gemma3', 62)}  # the models of 27 billion parameters, by their layers
+
+
+# --- tokenizers ---------------------------------------------------------------------------------------------------
+
+
+def _split(regex: str):
+  parts = [
+    pre_tokenizers.Split(Regex(regex), behavior='isolated'),
+    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+  ]
+  return pre_tokenizers.Sequence(parts)
+
+
+def _words(digits: str) -> str:
+  """Contractions, words, numbers, signs and white space apart, as Llama 3 and Qwen 2 have it."""
+  return (
+    rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}"
+    r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+  )
+
+
+GPT2_WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
 # How text is cut before the merges, by the name in tokenizer.ggml.pre. A wrong one gives other ids without an error.
 PRE_TOKENIZERS = {
-  'smollm': lambda: pre_tokenizers.Sequence(
-    [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
-  ),
+  'gpt-2': GPT2_WORDS,
+  'smollm': pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2_WORDS]),
+  'llama-bpe': _split(_words(r'\p{N}{1,3}')),
+  'qwen2': _split(_words(r'\p{N}')),
 }
+STOPS = ('<|endoftext|>', '<|im_end|>', '<|end_of_text|>', '<|eom_id|>', '<|eot_id|>', '<end_of_turn>', '<|end|>')
+
+
+# --- files --------------------------------------------------------------------------------------------------------
 
 
 class _Fields(dict):
@@ -81,88 +147,125 @@ def convert(gguf_path: str | Path, out_dir: str | Path):
   if tokenizer.vocab_size > config.vocab:
     raise UserError(f'{gguf_path} has {tokenizer.vocab_size} tokens and {config.vocab} rows in its embedding.')
   out_dir.mkdir(parents=True, exist_ok=True)
-  weights.write_tensors(out_dir, _tensors(gguf_path, reader, config), config, tokenizer, np.float32)
+  tensors = _tensors(gguf_path, reader, config, fields['general.architecture'])
+  weights.write_tensors(out_dir, tensors, config, tokenizer, np.float32)
+
+
+def _shapes(reader) -> dict[str, tuple[int, ...]]:
+  return {tensor.name: tuple(map(int, tensor.shape[::-1])) for tensor in reader.tensors}  # GGUF: fastest axis first
 
 
 def _config(path, fields, reader) -> dict:
   """The config.json of the same model."""
-  if (architecture := fields['general.architecture']) != 'llama':
-    raise UserError(f"{path}: architecture {architecture!r} is not supported; supported: 'llama'.")
-  for key, value in fields.items():
-    if key.startswith('llama.') and key.removeprefix('llama.') not in HANDLED and value not in OFF:
-      raise UserError(f'{path}: {key} = {value!r} changes the model in a way that is not supported.')
-    if key.startswith('llama.') and isinstance(value, list):
-      raise UserError(f'{path}: {key} differs between layers, which is not supported.')
-  heads, width = fields['llama.attention.head_count'], fields['llama.embedding_length']
-  head_dim = fields.get('llama.attention.key_length', width // heads)
-  for key in ('attention.value_length', 'rope.dimension_count'):
-    if fields.get(f'llama.{key}', head_dim) != head_dim:
-      raise UserError(f'{path}: llama.{key} = {fields["llama." + key]} is not supported beside a head of {head_dim}.')
-  shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
+  if (name := fields['general.architecture']) not in ARCHITECTURES:
+    known = ', '.join(ARCHITECTURES)
+    raise UserError(f'{path}: architecture {name!r} is not supported in GGUF; supported: {known}.')
+  architecture, shapes = ARCHITECTURES[name], _shapes(reader)
+  own = {key.removeprefix(f'{name}.'): value for key, value in fields.items() if key.startswith(f'{name}.')}
+  for key, value in own.items():
+    if isinstance(value, list):
+      raise UserError(f'{path}: {name}.{key} differs between layers, which is not supported.')
+    if key not in architecture.fields and key not in OTHERS and value not in OFF:
+      raise UserError(f'{path}: {name}.{key} = {value!r} changes the model in a way that is not supported.')
   if 'token_embd.weight' not in shapes:
     raise UserError(f'{path} has no tensor token_embd.weight.')
+  heads, width, layers = (fields[f'{name}.{k}'] for k in ('attention.head_count', 'embedding_length', 'block_count'))
+  own = {
+    'attention.head_count_kv': heads,
+    'attention.key_length': (head_dim := own.get('attention.key_length', width // heads)),
+    'rope.freq_base': 10_000.0,
+    'rope.freq_base_swa': 10_000.0,
+    **own,
+  }
+  for key in ('attention.value_length', 'rope.dimension_count'):
+    if own.get(key, head_dim) != head_dim:
+      raise UserError(f'{path}: {name}.{key} = {own[key]} is not supported beside a head of {head_dim}.')
 
   def short(value):  # the decimal that was meant: 1e-05, not 9.999999747378752e-06
-    return float(str(np.float32(value)))
+    return float(str(np.float32(value))) if isinstance(value, float) else value
 
-  return {
-    'architectures': ['LlamaForCausalLM'],
-    'model_type': 'llama',
-    'vocab_size': int(shapes['token_embd.weight'][1]),  # GGUF lists the fastest axis first
-    'hidden_size': width,
-    'num_hidden_layers': fields['llama.block_count'],
-    'num_attention_heads': heads,
-    'num_key_value_heads': fields.get('llama.attention.head_count_kv', heads),
-    'head_dim': head_dim,
-    'intermediate_size': fields['llama.feed_forward_length'],
-    'max_position_embeddings': fields['llama.context_length'],
-    'rope_theta': short(fields.get('llama.rope.freq_base', 10_000.0)),
-    'rms_norm_eps': short(fields['llama.attention.layer_norm_rms_epsilon']),
+  optional = WINDOW | CAPS
+  config = {
+    'model_type': architecture.family,
+    'vocab_size': shapes['token_embd.weight'][0],
     'tie_word_embeddings': 'output.weight' not in shapes,
+    'pad_token_id': None,
   }
+  for key, ours in architecture.fields.items():
+    if key in optional and key not in own:
+      raise UserError(f'{path} has no field {name + "." + key!r}, which a {name} model needs.')
+    config[ours] = short(own[key] if key in own else fields[f'{name}.{key}'])
+  if name.startswith('gemma'):
+    config['query_pre_attn_scalar'] = width // heads if (name, layers) in SCALED_BY_WIDTH else head_dim
+  if scaling := _rope_scaling(path, name, own, config, reader):
+    config['rope_scaling'] = scaling
+  return config
 
 
-def _tensors(path, reader, config: ModelConfig) -> weights.Tensors:
-  tensors = {tensor.name: tensor for tensor in reader.tensors}
+def _rope_scaling(path, name, own, config, reader) -> dict | None:
+  kind = own.get('rope.scaling.type', 'none')
+  if kind == 'linear':
+    return {'rope_type': 'linear', 'factor': own['rope.scaling.factor']}
+  if kind != 'none':
+    raise UserError(f'{path}: {name}.rope.scaling.type = {kind!r} is not supported; supported: none, linear.')
+  divisors = next((tensor.data for tensor in reader.tensors if tensor.name == 'rope_freqs.weight'), None)
+  if divisors is None or (divisors == 1).all():
+    return None
+  # A file holds what Llama 3's rule made of its parameters, not these. Those of all of Meta's models are tried.
+  scaling = {'rope_type': 'llama3', 'factor': round(float(divisors.max()), 3)}
+  scaling |= {'low_freq_factor': 1.0, 'high_freq_factor': 4.0, 'original_max_position_embeddings': 8192}
+  head_dim, theta = config['head_dim'], config['rope_theta']
+  plain = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+  scaled, _ = rope.frequencies(scaling | {'rope_theta': theta}, head_dim, config['max_position_embeddings'], 'short')
+  if divisors.shape != plain.shape or not np.allclose(plain / divisors, scaled, rtol=1e-5, atol=0):
+    raise UserError(f"{path}: rope_freqs.weight is not what the rotary scaling of Meta's Llama 3 models gives.")
+  return scaling
+
+
+def _tensors(path, reader, config: ModelConfig, name: str) -> weights.Tensors:
+  architecture, shapes = ARCHITECTURES[name], _shapes(reader)
+  tensors = {tensor.name: tensor for tensor in reader.tensors if tensor.name != 'rope_freqs.weight'}
+  arch = next(number for number, spelt in gguf.MODEL_ARCH_NAMES.items() if spelt == name)
+  names = gguf.get_tensor_name_map(arch, config.layers)
   wanted = {}  # GGUF name -> (Hugging Face name, shape)
   for stem, rows in weights.table(config).items():
-    prefix, _, last = stem.removesuffix('.weight').rpartition('{i}.')
-    for i, name in enumerate(weights.each(stem, config)):
-      ours = (f'blk.{i}.' if prefix else '') + NAMES[last] + '.weight'
-      wanted[ours] = name, weights.Layout(rows[0], config).stored
+    for ours in weights.each(stem, config):
+      theirs = names.get_name(ours, ('.weight', '.bias'))
+      wanted[theirs] = ours, weights.Layout(rows[0], config).stored
   if odd := sorted(wanted.keys() ^ tensors.keys()):
-    raise UserError(f'{path}: tensors missing, or not supported in a llama model: {", ".join(odd[:8])}.')
+    raise UserError(f'{path}: tensors missing, or not supported in a {name} model: {weights.listed(odd)}.')
+  turned = {n for n in wanted if n.endswith('.weight') and n.split('.')[-2] in architecture.transposed}
+  for theirs, (_, shape) in wanted.items():
+    if shapes[theirs] != (expected := shape[::-1] if theirs in turned else shape):
+      raise UserError(f'{path}: {theirs} is {list(shapes[theirs])}; the fields make it {list(expected)}.')
 
-  def array(name):
-    tensor = tensors[name]
+  def array(theirs):
+    tensor = tensors[theirs]
     try:
-      out = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-    except NotImplementedError as error:
-      raise UserError(f'{path}: the quantization {tensor.tensor_type.name} of {name} cannot be read.') from error
-    return unpermute(out, config.head_dim) if name.endswith(('attn_q.weight', 'attn_k.weight')) else out
+      out = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+    except NotImplementedError:
+      what = f'the quantization {tensor.tensor_type.name} of {theirs} cannot be read; convert the file to another one'
+      raise UserError(f'{path}: {what}.') from None
+    return architecture.values(theirs, out.T if theirs in turned else out, config.head_dim)
 
-  return {hf_name: (shape, lambda name=name: array(name)) for name, (hf_name, shape) in wanted.items()}
-
-
-def unpermute(rows, head_dim: int):
-  """[H * Dh, D] with each head's rotary pairs side by side -> halves apart, as Hugging Face and we rotate them.
-
-  GGUF's llama rotates rows (2i, 2i + 1) of a head together, Hugging Face rows (i, i + Dh / 2).
-  """
-  pairs = rows.reshape(-1, head_dim // 2, 2, rows.shape[-1])
-  return pairs.swapaxes(1, 2).reshape(rows.shape)
+  return {ours: (shape, lambda theirs=theirs: array(theirs)) for theirs, (ours, shape) in wanted.items()}
 
 
 def _tokenizer(path, fields) -> Tokenizer:
   if (model := fields['tokenizer.ggml.model']) != 'gpt2':
-    raise UserError(f"{path}: tokenizer.ggml.model {model!r} is not supported; supported: 'gpt2' (byte-level BPE).")
+    what = f"tokenizer.ggml.model {model!r} is not supported; supported: 'gpt2' (byte-level BPE)"
+    raise UserError(f'{path}: {what}. Use the Hugging Face directory of this model.')
   if (pre := fields['tokenizer.ggml.pre']) not in PRE_TOKENIZERS:
     known = ', '.join(map(repr, PRE_TOKENIZERS))
     raise UserError(f'{path}: tokenizer.ggml.pre {pre!r} is not known, so its ids would be wrong; known: {known}.')
   tokens = fields['tokenizer.ggml.tokens']
   merges = [tuple(merge.split(' ')) for merge in fields['tokenizer.ggml.merges']]
-  backend = Backend(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-  backend.pre_tokenizer = PRE_TOKENIZERS[pre]()
+  vocab = {token: i for i, token in enumerate(tokens)}
+  # Llama 3 takes a word that is a token as it is, whatever the merges make of it.
+  backend = Backend(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre == 'llama-bpe'))
+  if pre == 'qwen2':
+    backend.normalizer = normalizers.NFC()
+  backend.pre_tokenizer = PRE_TOKENIZERS[pre]
   backend.decoder = decoders.ByteLevel()
   types = dict(zip(tokens, fields['tokenizer.ggml.token_type']))
   control = [token for token in tokens if types[token] == gguf.TokenType.CONTROL]
@@ -170,14 +273,15 @@ def _tokenizer(path, fields) -> Tokenizer:
   backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
   backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in own])
   bos = fields.get('tokenizer.ggml.bos_token_id', None)
-  ends = [backend.token_to_id(token) for token in ('<|endoftext|>', '<|im_end|>') if token in control]
-  if 'tokenizer.ggml.eot_token_id' in fields:
-    ends.append(fields['tokenizer.ggml.eot_token_id'])
+  ends = [vocab[token] for token in STOPS if token in control]
+  ends += [fields[key] for key in ('tokenizer.ggml.eot_token_id', 'tokenizer.ggml.eom_token_id') if key in fields]
+  # Files of Llama 3 from before there was such a field mean that a BOS is added.
+  adds_bos = fields.get('tokenizer.ggml.add_bos_token', pre == 'llama-bpe' and bos is not None)
   return Tokenizer(
     backend,
     eos_id=fields['tokenizer.ggml.eos_token_id'],
     bos_id=bos,
     stop_ids=ends,
-    adds_bos=bool(fields.get('tokenizer.ggml.add_bos_token', False)),
+    adds_bos=bool(adds_bos),
     template=fields.get('tokenizer.chat_template', None),
   )

@@ -218,8 +218,8 @@ def _part(files: Files, names: list[str], layout: Layout, index: tuple[slice, ..
   out = np.empty((len(names), *(s.stop - s.start for s in index)), dtype)
   for array, name in zip(out, names):
     view = layout.view(files.open(name))[index]
-    # A transposed copy takes strips of a cache line or two, several times as fast as whole rows.
-    strip = view.shape[-1] if view.strides[-1] == view.itemsize else 32
+    # A transposed copy takes strips of a cache line, several times as fast as whole rows.
+    strip = view.shape[-1] if view.strides[-1] == view.itemsize else 16
     for start in range(0, view.shape[-1], strip):
       array[..., start : start + strip] = view[..., start : start + strip]
     if not np.isfinite(array).all():
