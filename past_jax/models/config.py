@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from past_jax.models import rope
+
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
@@ -58,7 +60,7 @@ TINY = ModelConfig(
   head_dim=16,
   ffn=128,
   context=512,
-  kinds=(Kind(frequencies=tuple(10_000.0 ** (-i / 8) for i in range(8))),),
+  kinds=(Kind(frequencies=rope.frequencies({'rope_theta': 10_000.0}, 16, 512, 'short')[0]),),
   pattern=(0, 0),
   scale=0.25,
   source={

@@ -28,17 +28,20 @@ def frequencies(rope: Mapping[str, Any], head_dim: int, context: int, choice: st
     raise UserError(f'rope_type {kind!r} is not supported; supported: {", ".join(TYPES)}.')
   dim = int(head_dim * rope.get('partial_rotary_factor', 1.0))
   base = rope['rope_theta']
-  inverse = base ** (-np.arange(0, dim, 2) / dim)
+  # float32 in the order of transformers: models were trained with these roundings, and 1e-7 of a frequency is 1e-3
+  # radians at position 10000.
+  power = np.float32(base) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
+  inverse = 1 / power
   if kind == 'default':
     return tuple(inverse.tolist()), 1.0
   if kind == 'longrope':
-    return _longrope(rope, inverse, context, choice)
+    return _longrope(rope, power, context, choice)
   factor = rope['factor']
   if kind == 'linear':
     return tuple((inverse / factor).tolist()), 1.0
   if kind == 'llama3':
     return tuple(_llama3(rope, inverse, factor).tolist()), 1.0
-  return _yarn(rope, inverse, dim, factor)
+  return _yarn(rope, power, dim, factor)
 
 
 def _llama3(rope, inverse, factor):
@@ -49,7 +52,7 @@ def _llama3(rope, inverse, factor):
   return inverse * (kept + (1 - kept) / factor)
 
 
-def _yarn(rope, inverse, dim, factor):
+def _yarn(rope, power, dim, factor):
   """YaRN, arXiv 2309.00071, sections 3.2 and 3.4."""
   original, base = rope['original_max_position_embeddings'], rope['rope_theta']
 
@@ -60,7 +63,7 @@ def _yarn(rope, inverse, dim, factor):
   if rope.get('truncate', True):
     first, last = math.floor(first), math.ceil(last)
   first, last = max(first, 0), min(last, dim - 1)
-  kept = 1 - np.clip((np.arange(dim // 2) - first) / ((last - first) or 0.001), 0, 1)
+  kept = 1 - np.clip((np.arange(dim // 2, dtype=np.float32) - first) / ((last - first) or 0.001), 0, 1)
 
   def magnitude(weight=1.0):
     return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
@@ -69,16 +72,16 @@ def _yarn(rope, inverse, dim, factor):
   if amplitude is None:
     over, under = rope.get('mscale'), rope.get('mscale_all_dim')
     amplitude = magnitude(over) / magnitude(under) if over and under else magnitude()
-  return tuple((inverse * (kept + (1 - kept) / factor)).tolist()), amplitude
+  return tuple((1 / (factor * power) * (1 - kept) + 1 / power * kept).tolist()), amplitude
 
 
-def _longrope(rope, inverse, context, choice):
+def _longrope(rope, power, context, choice):
   """LongRoPE, arXiv 2402.13753: a divisor for every frequency, one list for short rows and one for long ones."""
   original = rope['original_max_position_embeddings']
   factor, amplitude = rope.get('factor') or context / original, rope.get('attention_factor')
   if amplitude is None:
     amplitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-  divisors = np.array(rope[f'{choice}_factor'], np.float64)
-  if divisors.shape != inverse.shape:
-    raise UserError(f'{choice}_factor has {len(divisors)} numbers where {len(inverse)} pairs are rotated.')
-  return tuple((inverse / divisors).tolist()), amplitude
+  divisors = np.array(rope[f'{choice}_factor'], np.float32)
+  if divisors.shape != power.shape:
+    raise UserError(f'{choice}_factor has {len(divisors)} numbers where {len(power)} pairs are rotated.')
+  return tuple((1 / (divisors * power)).tolist()), amplitude
