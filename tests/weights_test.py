@@ -182,6 +182,8 @@ def peak():
   return int(re.search('VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text())[1]) << 10
 
 model, mesh = models.load(sys.argv[1]), mesh_lib.make({'data': 1, 'fsdp': 4, 'tensor': 2})
+jax.block_until_ready(jax.jit(lambda: 1.0)())  # the runtime is not what is measured
+jax.eval_shape(model.policy.init, jax.random.key(0))
 before = peak()
 params = model.read(mesh)
 kept = sum(shard.data.nbytes for x in jax.tree.leaves(params) for shard in x.addressable_shards)
@@ -407,7 +409,7 @@ def test_config_means_by_silence_what_the_format_means(written):
   config = read_config(written)
   assert (config.kv_heads, config.head_dim, config.tied) == (4, 3, False)
   edit_config(written, rope_parameters={'rope_type': 'default', 'rope_theta': 5e5}, head_dim=4)  # transformers 5
-  assert read_config(written).kinds[0].frequencies == (1.0, 5e5**-0.5)
+  assert read_config(written).kinds[0].frequencies == pytest.approx((1.0, 5e5**-0.5), rel=3e-7)  # in float32
   (written / 'config.json').write_text('[')
   with pytest.raises(UserError, match='is not JSON'):
     read_config(written)
