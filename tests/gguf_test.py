@@ -210,6 +210,26 @@ def test_gguf_becomes_the_model_it_was_made_from(tmp_path, name):
   assert list((tmp_path / 'cache').iterdir()) == [directory]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [name for name in MODELS if name != 'llama3'])  # whose divisors transformers ignores
+def test_transformers_reads_the_same_tensors_from_the_file(tmp_path, name):
+  torch = pytest.importorskip('torch', reason="the extra `torch`: pip install 'past-jax[torch]'")
+  import transformers
+
+  config, path = gguf_model(tmp_path / 'm.gguf', name)
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path,
+    gguf_file=path.name,
+    config=transformers.AutoConfig.for_model(**config.source),  # a GGUF's own they read in part
+    dtype=torch.float32,
+    local_files_only=True,
+  ).state_dict()
+  found = load_file(specs.resolve(str(path), tmp_path / 'cache') / 'model.safetensors')
+  assert set(found) <= set(theirs)
+  for tensor, array in found.items():
+    np.testing.assert_allclose(theirs[tensor].numpy(), array, atol=2e-7, err_msg=tensor)
+
+
 def test_unpermuted_rows_attend_as_gguf_rotates_them():
   """q.k under GGUF's rotation of neighbours equals q.k under the rotation of halves after `unpermute`."""
   rng, head_dim, width, theta = np.random.default_rng(0), 8, 6, 100.0
