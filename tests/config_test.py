@@ -166,6 +166,9 @@ def edited(*edits, arg='size=tiny') -> ConfigDict:
     ([('study.curriculum.anchor_source', 'given')], "needs config.study.generator 'given'"),
     ([('study.curriculum.anchor_source', 'self')], "anchor_source='self' is not built yet"),
     ([('study.select', {'name': 'top_k'})], "config.study.losses.group.dpo needs pairs; select 'top_k' makes none"),
+    ([('model.lora.targets', ('q',))], 'config.model.lora.targets are set, but rank=0 trains all parameters'),
+    ([('model.lora.rank', 4), ('model.lora.alpha', 0.0)], 'config.model.lora.alpha=0 scales the adapters away'),
+    ([('model.lora.rank', -1)], 'config.model.lora.rank=-1 must be a whole number of at least 0'),
     ([('mesh.data', 16)], 'needs 16 devices; this machine has 8.'),
     ([('mesh.fsdp', -1)], 'at most one is -1'),
     ([('mesh.data', 0)], 'sizes are positive'),
@@ -285,6 +288,10 @@ EARLY = [
 ]
 LATE = [
   (f'{TINY} --config.model.spec=nowhere/model', ["'nowhere/model' is neither a directory nor a model spec"]),
+  (
+    f'{TINY} --config.model.lora.rank=4 --config.model.lora.targets=layers/qv',
+    ["config.model.lora.targets: 'layers/qv' is found in no linear layer; there are", 'layers/v', 'Did you mean'],
+  ),
   (f'{TINY} --config.view.prompt_length=600', ['view.prompt_length + study.generator.length = 632 tokens']),
   (f'{TINY} --config.study.generator.stop=ab', ["'ab' is 2 tokens; a stop text is exactly one token"]),
   ('--config=configs/past.py:size=tiny,judge=text --config.study.judge.rule=numbr', ["judge.rule='numbr': choose"]),

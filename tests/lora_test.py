@@ -181,7 +181,7 @@ def test_vmap_over_adapters_is_the_loop(policy, params, ragged):
   assert np.ptp(together[0]) > 1e-3
 
 
-@pytest.mark.parametrize('what', ['forward', 'gradient'])
+@pytest.mark.parametrize('what', ['forward', pytest.param('gradient', marks=pytest.mark.slow)])
 def test_a_further_adapter_costs_less_than_a_copy_of_the_base(what):
   """Temporaries of the compiled program; a kernel + A @ B for each adapter would cost a copy of every kernel."""
   policy = transformer(WIDE)
@@ -251,7 +251,7 @@ def test_the_loss_moves_by_step_two(three_steps, params):
   """Were both factors zero it never would. The base is an argument that is not donated, and keeps its bits."""
   told, base, adapters = three_steps(1, 1, 1)
   loss, norm = told.T
-  assert loss[1] < loss[0] - 1e-2 and loss[2] < loss[1] and norm[0] > 0.1
+  assert loss[1] < loss[0] - 1e-3 and loss[2] < loss[1] and norm[0] > 0.1
   assert all(pair['lora_a'].any() for pair in adapters['layers'].values())
   assert largest(base, params) == 0
 

@@ -5,8 +5,10 @@ import json
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from past_jax import train
+from past_jax import mesh as mesh_lib
+from past_jax import models, train
 from past_jax.checkpoint import Checkpoints
 from past_jax.main import main
 from past_jax.metrics import rows
@@ -160,6 +162,52 @@ def test_the_other_training_views(tmp_path, view):
   assert abs(first['rewards/margins']) < 1e-4 < abs(second['rewards/margins'])
   timing = json.loads((tmp_path / 'run' / 'timing.json').read_text())
   assert ('reference' in timing) == (view == 'instruction')
+
+
+LORA = ('--config.model.lora.rank=4', "--config.model.lora.targets=('layers/(q|o|down)$',)")
+
+
+@pytest.mark.parametrize('role', ['policy', *(pytest.param(r, marks=pytest.mark.slow) for r in ('base', 'ref'))])
+def test_adapters_study_beside_a_frozen_base(tmp_path, monkeypatch, capsys, role):
+  """The run checks its own first update, whatever its reference; stopped between two updates, it ends the same."""
+  flags = (*LORA, f'--config.study.reference.role={role}', '--config.eval.heldout=')
+  assert study(tmp_path / 'whole', *flags) == 0
+  first, second, *_ = rows(tmp_path / 'whole' / 'metrics.jsonl')
+  assert first['check/dpo_minus_ln2'] == pytest.approx(0, abs=1e-5) and abs(first['rewards/margins']) < 1e-4
+  assert abs(second['rewards/margins']) > 1e-3
+  assert json.loads((tmp_path / 'whole' / 'timing.json').read_text())['compile_count_after_first_round'] == 0
+  tree = Checkpoints(tmp_path / 'whole' / 'checkpoints').restore().tree
+  assert set(tree['state']['params']['layers']) == {'q', 'o', 'down'} and set(tree['state']['params']) == {'layers'}
+  assert ('ref' in tree) == (role == 'ref')
+  real = train.Loop.log
+
+  def request(loop, row, *args):
+    real(loop, row, *args)
+    monkeypatch.setattr(type(loop.stop), 'requested', property(lambda self: True))
+
+  monkeypatch.setattr(train.Loop, 'log', request)
+  assert study(tmp_path / 'run', *flags) == 0
+  monkeypatch.undo()
+  assert [row['when'] for row in rows(tmp_path / 'run' / 'evaluations.jsonl')] == ['before']
+  assert study(tmp_path / 'run', *flags) == 0
+  assert same(final_params(tmp_path / 'whole'), final_params(tmp_path / 'run'))
+  # Merged or as an adapter, what was studied leaves the run.
+  for out, more in {'merged': (), 'adapter': ('--adapter',)}.items():
+    assert main(['export', f'--workdir={tmp_path}/run', f'--out={tmp_path}/{out}', *more]) == 0
+  read = lambda path: load_file(tmp_path / path)
+  ours, merged = read('adapter/adapter_model.safetensors'), read('merged/model.safetensors')
+  base = models.load('scratch:tiny').read(mesh_lib.make({'data': 1, 'fsdp': 1, 'tensor': 1}))
+  for layer in range(2):
+    module = f'model.layers.{layer}.self_attn.q_proj'
+    a, b = (ours[f'base_model.model.{module}.lora_{x}.weight'] for x in 'AB')
+    kernel = np.asarray(base['layers']['q']['kernel'][layer]).reshape(64, 64).T
+    np.testing.assert_allclose(merged[f'{module}.weight'], kernel + 16 / 4 * b @ a, atol=1e-6)
+    assert np.abs(a).max() > 1e-4
+
+
+def test_export_tells_that_there_is_no_adapter(finished, tmp_path, capsys):
+  assert main(['export', f'--workdir={finished}', f'--out={tmp_path}/a', '--adapter']) == 2
+  assert 'it has no adapters. Leave --adapter out.' in capsys.readouterr().err and not (tmp_path / 'a').exists()
 
 
 def test_a_users_own_jsonl(tmp_path):
