@@ -30,6 +30,7 @@ SPECIALS = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
 BYTES = sorted(byte_tokenizer()._backend.get_vocab(with_added_tokens=False))
 MERGES = ['Ġ t', 'h e', 'Ġt he', '1 2']
 TOKENS = [*SPECIALS, '<user>', *BYTES, *(merge.replace(' ', '') for merge in MERGES)]
+TOKENS += ['Ġxyz']  # that no merge makes
 TOKENS += [f'<unused{i}>' for i in range(SMALL.vocab - len(TOKENS))]
 TEMPLATE = "{{ '<|im_start|>' + messages[0]['content'] + '<|im_end|>' }}"
 
@@ -321,6 +322,38 @@ def test_gguf_tokenizer(tmp_path, tensors):
   assert tokenizer.vocab_size == SMALL.vocab
   added = json.loads((directory / 'tokenizer.json').read_text())['added_tokens']
   assert {token['content']: token['special'] for token in added} == {**dict.fromkeys(SPECIALS, True), '<user>': False}
+
+
+CUT = "I'll  PAY 1234€ now...\n\n  don'T e\u0301t"
+CUTS = {  # by the published rules, written out
+  'gpt-2': ['I', "'ll", ' ', ' PAY', ' 1234', '€', ' now', '...', '\n\n ', ' don', "'", 'T', ' e', '\u0301', 't'],
+  'smollm': ['I', "'ll", ' ', ' PAY', ' ', *'1234', '€', ' now', '...', '\n\n ', ' don', "'", 'T', ' e', '\u0301', 't'],
+  'llama-bpe': ['I', "'ll", ' ', ' PAY', ' ', '123', '4', '€', ' now', '...\n\n', ' ', ' don', "'T", ' e', '\u0301t'],
+  'qwen2': ['I', "'ll", ' ', ' PAY', ' ', *'1234', '€', ' now', '...\n\n', ' ', ' don', "'T", ' \u00e9t'],
+}
+
+
+@pytest.mark.parametrize('pre', CUTS)
+def test_text_is_cut_as_the_tokenizer_was_trained(tmp_path, tensors, pre):
+  path = make_gguf(tmp_path / 'm.gguf', tensors, pre=pre)
+  tokenizer = load_tokenizer(specs.resolve(str(path), tmp_path / 'cache'))
+  text = tokenizer._backend.normalizer.normalize_str(CUT) if tokenizer._backend.normalizer else CUT
+  spans = [span for _, span in tokenizer._backend.pre_tokenizer.pre_tokenize_str(text)]
+  assert [text[a:b] for a, b in spans] == CUTS[pre]
+  xyz = [TOKENS.index('Ġxyz')] if pre == 'llama-bpe' else [TOKENS.index(c) for c in 'Ġxyz']
+  assert tokenizer.encode(' xyz') == xyz
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('pre', ['gpt-2', 'llama-bpe', 'qwen2'])  # not smollm, whose digits transformers joins
+def test_transformers_reads_the_same_tokenizer_from_the_file(tmp_path, tensors, pre):
+  import transformers
+
+  path = make_gguf(tmp_path / 'm.gguf', tensors, pre=pre)
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name, local_files_only=True)
+  tokenizer = load_tokenizer(specs.resolve(str(path), tmp_path / 'cache'))
+  for text in (CUT.replace('e\u0301', 'é'), 'see the 12 <user>s<|im_end|>', '\t\r\n x', '語 语 12/3'):
+    assert theirs(text)['input_ids'] == tokenizer.plain(text)
 
 
 REFUSED = {
