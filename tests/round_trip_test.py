@@ -15,6 +15,7 @@ import transformers  # noqa: E402
 from small import assert_same  # noqa: E402
 
 from past_jax import models  # noqa: E402
+from past_jax.checkpoint import Checkpoints  # noqa: E402
 from past_jax.models import weights  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -116,8 +117,18 @@ def rows(path):
 def test_commands_on_an_export_give_what_transformers_gives(tmp_path, family):
   source = families.make(family, tmp_path / 'source', adds_bos=True)
   model, params = read(source)
-  directory = tmp_path / 'export'
-  weights.write(directory, params, model.config, model.tokenizer)
+  directory, run = tmp_path / 'export', tmp_path / 'run'  # of a run that has not changed the model yet
+  run.mkdir()
+  (run / 'config.json').write_text(json.dumps({'model': {'spec': str(source), 'dtype': 'float32'}}))
+  checkpoints = Checkpoints(run / 'checkpoints')
+  checkpoints.save(1, {'state': {'params': params}}, {})
+  checkpoints.wait()
+  for out, dtype in {directory: 'float32', tmp_path / 'half': 'bfloat16'}.items():
+    done = past('export', f'--workdir={run}', f'--out={out}', f'--dtype={dtype}')
+    assert done.returncode == 0, done.stderr
+    found, expected = loaded(out, 'auto'), loaded(source, DTYPES[dtype])
+    assert found.dtype == DTYPES[dtype]
+    assert torch.equal(logits(found), logits(expected))
   theirs = loaded(directory, torch.float32)
   tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
   prompts = ['The river', 'In 1969, two', 'Zoë:']
