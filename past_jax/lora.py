@@ -85,6 +85,14 @@ def is_adapters(params: Params) -> bool:
   return any(getattr(path[-1], 'key', None) == 'lora_a' for path, _ in jax.tree_util.tree_leaves_with_path(params))
 
 
+@jax.jit
+def fingerprint(params: Params) -> Array:
+  """uint32 from the bits of all arrays, exact and so the same on any mesh: adapters mean nothing on another base."""
+  bits = lambda x: jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}')
+  sums = [jnp.sum(bits(x), dtype=jnp.uint32) for x in jax.tree.leaves(params)]
+  return sum(jnp.uint32(2 * i + 1) * x for i, x in enumerate(sums))  # tells swapped arrays
+
+
 def change(params: Params, adapters: Params, new) -> Params:
   """`params` with new(leaves, adapter) for the leaves of every adapted layer; the rest is the same arrays."""
   if 'lora_a' in adapters:

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from past_jax import lora, models, report
 from past_jax import mesh as mesh_lib
-from past_jax import models, report
 from past_jax.build import Run, Stage
 from past_jax.checkpoint import Checkpoints
 from past_jax.collect import Collected, collect
@@ -111,8 +111,15 @@ class Loop:
     for name, value in host['seconds'].items():
       self.seconds[name] += value
     self.base = run.model.read(run.mesh)
+    if self.base_bits() != host['base']:
+      what = f'The weights of {self.config["model"]["spec"]} are not those that the adapters'
+      raise UserError(f'{what} in {self.workdir} were trained on. Put them back, or choose another workdir.')
     self.progress.note(f'resuming from checkpoint {restored.step}')
     return True
+
+  def base_bits(self) -> int | None:
+    """What tells the base of adapters from another; None: all parameters are trained, and in the checkpoint."""
+    return int(lora.fingerprint(self.base)) if lora.is_adapters(self.state.params) else None
 
   def stage_of(self, host: dict) -> int:
     return min(host['cursor']['stage'], len(self.run.stages) - 1)
@@ -124,6 +131,7 @@ class Loop:
     if batch is not None:
       tree['batch'] = pack(batch)
     host = {'cursor': self.cursor._asdict(), 'config': self.config, 'seconds': dict(self.seconds)}
+    host['base'] = self.base_bits()
     self.checkpoints.save(self.cursor.step, tree, host)
 
   # --- progress ---------------------------------------------------------------------------------------------------

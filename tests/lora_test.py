@@ -148,6 +148,17 @@ def test_gradients_are_the_kernels_contracted_with_the_factors(params, adapters,
         np.testing.assert_allclose(got, wanted, atol=1e-4 * np.abs(wanted).max(), err_msg=f'{name} {leaf}')
 
 
+def test_a_fingerprint_tells_bases_apart_and_not_meshes(params):
+  plain = int(lora.fingerprint(params))
+  mesh = mesh_lib.make({'data': 2, 'fsdp': 2, 'tensor': 2})
+  assert int(lora.fingerprint(jax.device_put(params, mesh_lib.shardings(mesh, params, RULES)))) == plain
+  layers, up = params['layers'], params['layers']['up']['kernel']
+  nearly = up.at[1, 2, 3].set(jnp.nextafter(up[1, 2, 3], jnp.float32(9)))
+  swapped = {**layers, 'up': layers['gate'], 'gate': layers['up']}
+  for other in ({**layers, 'up': {'kernel': nearly}}, swapped):
+    assert int(lora.fingerprint({**params, 'layers': other})) != plain
+
+
 # --- many at once -------------------------------------------------------------------------------------------------
 
 WIDE = ModelConfig(

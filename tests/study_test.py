@@ -191,6 +191,12 @@ def test_adapters_study_beside_a_frozen_base(tmp_path, monkeypatch, capsys, role
   assert [row['when'] for row in rows(tmp_path / 'run' / 'evaluations.jsonl')] == ['before']
   assert study(tmp_path / 'run', *flags) == 0
   assert same(final_params(tmp_path / 'whole'), final_params(tmp_path / 'run'))
+  real_load = models.load
+  with monkeypatch.context() as patched:
+    patched.setattr(models, 'load', lambda *args, **kwargs: real_load(*args, **{**kwargs, 'seed': 1}))
+    assert study(tmp_path / 'run', *flags) == 2
+    assert main(['export', f'--workdir={tmp_path}/run', f'--out={tmp_path}/wrong']) == 2
+    assert capsys.readouterr().err.count('are not those that the adapters') == 2
   # Merged or as an adapter, what was studied leaves the run.
   for out, more in {'merged': (), 'adapter': ('--adapter',)}.items():
     assert main(['export', f'--workdir={tmp_path}/run', f'--out={tmp_path}/{out}', *more]) == 0

@@ -73,8 +73,10 @@ def export(workdir: Path, config: Mapping, out: Path, step: int | None, dtype: s
       peft.write(out, params, model.config, base=spec, rank=rank, alpha=alpha, dtype=numbers)
       what, use = f'adapters of {spec}', f'peft.PeftModel.from_pretrained(model, {str(out)!r})'
     else:
-      one = mesh.make({'data': 1, 'fsdp': 1, 'tensor': 1})
-      weights.write(out, lora.merge(model.read(one), params, alpha / rank), model.config, model.tokenizer, numbers)
+      base = model.read(mesh.make({'data': 1, 'fsdp': 1, 'tensor': 1}))
+      if int(lora.fingerprint(base)) != restored.host['base']:
+        raise UserError(f'The weights of {spec} are not those that the adapters were trained on. Put them back.')
+      weights.write(out, lora.merge(base, params, alpha / rank), model.config, model.tokenizer, numbers)
   elif adapter:
     raise UserError(f'{workdir} trained all parameters: it has no adapters. Leave --adapter out.')
   else:
