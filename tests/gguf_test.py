@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import importlib.resources
 import json
 import re
 import zipfile
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import small
+import tokenizers
 from safetensors.numpy import load_file
 from small import SMALL, assert_same, random_params
 
@@ -98,8 +100,13 @@ def fields_of(config):
   }
 
 
-def make_gguf(path, tensors, *, config=SMALL, pre='smollm', architecture='llama', extra=None, quantize=None):
-  """`tensors` by their Hugging Face names; `extra`: fields that differ, None takes one out."""
+def make_gguf(path, tensors, *, config=SMALL, pre='smollm', architecture='llama', extra=None, quantize=None, spm=None):
+  """`tensors` by their Hugging Face names.
+
+  Args:
+    extra: fields that differ; None takes one out.
+    spm: (token, score, type) of a SentencePiece vocabulary.
+  """
   writer = gguf.GGUFWriter(path, architecture)
   if architecture == 'gpt2':
     fields = dict(block_count=config.layers, context_length=config.context, embedding_length=config.width)
@@ -111,15 +118,23 @@ def make_gguf(path, tensors, *, config=SMALL, pre='smollm', architecture='llama'
     add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
     if value is not None:
       add[type(value)](f'{architecture}.{key}', value)
-  writer.add_tokenizer_model('gpt2')
-  writer.add_tokenizer_pre(pre)
-  writer.add_token_list(TOKENS)
-  types = [gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.USER_DEFINED]
-  writer.add_token_types(types + [gguf.TokenType.NORMAL] * (len(TOKENS) - 4))
-  writer.add_token_merges(MERGES)
+  if spm:
+    pieces, scores, types = zip(*spm)
+    writer.add_tokenizer_model('llama')
+    writer.add_token_list(pieces)
+    writer.add_token_scores(scores)
+    writer.add_token_types(types)
+    writer.add_unk_token_id(0)
+  else:
+    writer.add_tokenizer_model('gpt2')
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(TOKENS)
+    types = [gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.USER_DEFINED]
+    writer.add_token_types(types + [gguf.TokenType.NORMAL] * (len(TOKENS) - 4))
+    writer.add_token_merges(MERGES)
+    writer.add_add_bos_token(False)
   writer.add_bos_token_id(1)
   writer.add_eos_token_id(2)
-  writer.add_add_bos_token(False)
   writer.add_chat_template(TEMPLATE)
   names = {'gpt2': GPT2_NAMES, 'gemma2': GEMMA_NAMES, 'gemma3': GEMMA_NAMES}.get(architecture, NAMES)
   for name, array in tensors.items():
@@ -354,6 +369,34 @@ def test_transformers_reads_the_same_tokenizer_from_the_file(tmp_path, tensors, 
   tokenizer = load_tokenizer(specs.resolve(str(path), tmp_path / 'cache'))
   for text in (CUT.replace('e\u0301', 'é'), 'see the 12 <user>s<|im_end|>', '\t\r\n x', '語 语 12/3'):
     assert theirs(text)['input_ids'] == tokenizer.plain(text)
+
+
+def test_sentencepiece_from_scores_is_the_tokenizer_that_was_trained(tmp_path):
+  """BPE with ▁ for spaces and bytes for what is unknown, trained here; the file has only its pieces and their order."""
+  text = importlib.resources.files('past_jax').joinpath('data/general.txt').read_text(encoding='utf-8')
+  trained = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token='<unk>', fuse_unk=True, byte_fallback=True))
+  trained.normalizer = tokenizers.normalizers.Sequence(
+    [tokenizers.normalizers.Prepend('▁'), tokenizers.normalizers.Replace(' ', '▁')]
+  )
+  specials = ['<unk>', '<s>', '</s>', *(f'<0x{byte:02X}>' for byte in range(256))]
+  words = tokenizers.pre_tokenizers.Split('▁', 'merged_with_next')  # for training only, as SentencePiece has it
+  trained.pre_tokenizer = words
+  trainer = tokenizers.trainers.BpeTrainer(vocab_size=600, special_tokens=specials, show_progress=False)
+  trained.train_from_iterator(text.splitlines(), trainer)
+  trained.pre_tokenizer = None
+  kinds = [gguf.TokenType.UNKNOWN] + [gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.BYTE] * 256
+  pieces = [trained.id_to_token(i) for i in range(600)]
+  spm = [(p, float(259 - i if i > 258 else 0), kind) for i, (p, kind) in enumerate(zip(pieces, kinds + [1] * 341))]
+  config = small.llama(vocab_size=600)
+  path = make_gguf(tmp_path / 'm.gguf', tensors_of(config), config=config, spm=spm)
+  tokenizer = load_tokenizer(specs.resolve(str(path), tmp_path / 'cache'))
+  for source in [*text.splitlines()[:20], 'Zoë 👩‍🚀  12€', ' leading', 'a\n\n b\t']:
+    assert tokenizer.plain(source) == [1, *trained.encode(source, add_special_tokens=False).ids]
+    assert tokenizer.decode(tokenizer.plain(source)) == f'<s>{source}'
+  assert len(tokenizer.plain(text.splitlines()[0])) < len(text.splitlines()[0]) / 2
+  message = "tokenizer.ggml.model 'llama' is not supported in a phi3 model"
+  with pytest.raises(UserError, match=message):
+    gguf_file._tokenizer(path, {'general.architecture': 'phi3', 'tokenizer.ggml.model': 'llama'})
 
 
 REFUSED = {

@@ -1,5 +1,6 @@
 """Tiny configs, random parameters for them, and how they are compared. No tests."""
 
+import functools
 import json
 
 import jax
@@ -29,10 +30,14 @@ def llama(**changes):
 SMALL = llama()
 
 
+@functools.lru_cache
+def shapes(config):
+  return jax.eval_shape(transformer(config).init, jax.random.key(0))
+
+
 def random_params(config, seed=0):
   rng = np.random.default_rng(seed)
-  shapes = jax.eval_shape(transformer(config).init, jax.random.key(0))
-  return jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes)
+  return jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes(config))
 
 
 def assert_same(a, b):

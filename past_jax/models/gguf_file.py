@@ -251,32 +251,61 @@ def _tensors(path, reader, config: ModelConfig, name: str) -> weights.Tensors:
   return {ours: (shape, lambda theirs=theirs: array(theirs)) for theirs, (ours, shape) in wanted.items()}
 
 
-def _tokenizer(path, fields) -> Tokenizer:
-  if (model := fields['tokenizer.ggml.model']) != 'gpt2':
-    what = f"tokenizer.ggml.model {model!r} is not supported; supported: 'gpt2' (byte-level BPE)"
-    raise UserError(f'{path}: {what}. Use the Hugging Face directory of this model.')
+def _byte_level(path, fields) -> Backend:
   if (pre := fields['tokenizer.ggml.pre']) not in PRE_TOKENIZERS:
     known = ', '.join(map(repr, PRE_TOKENIZERS))
     raise UserError(f'{path}: tokenizer.ggml.pre {pre!r} is not known, so its ids would be wrong; known: {known}.')
-  tokens = fields['tokenizer.ggml.tokens']
   merges = [tuple(merge.split(' ')) for merge in fields['tokenizer.ggml.merges']]
-  vocab = {token: i for i, token in enumerate(tokens)}
+  vocab = {token: i for i, token in enumerate(fields['tokenizer.ggml.tokens'])}
   # Llama 3 takes a word that is a token as it is, whatever the merges make of it.
   backend = Backend(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre == 'llama-bpe'))
   if pre == 'qwen2':
     backend.normalizer = normalizers.NFC()
   backend.pre_tokenizer = PRE_TOKENIZERS[pre]
   backend.decoder = decoders.ByteLevel()
+  return backend
+
+
+def _sentencepiece(path, fields) -> Backend:
+  """SentencePiece joins the two neighbours that make the piece of the highest score: merges in the order of scores."""
+  if (name := fields['general.architecture']) != 'llama':
+    what = f"tokenizer.ggml.model 'llama' is not supported in a {name} model, whose tokenizer differs in ways that a"
+    raise UserError(f'{path}: {what} GGUF file does not tell. Use the Hugging Face directory of this model.')
+  tokens, types = fields['tokenizer.ggml.tokens'], fields['tokenizer.ggml.token_type']
+  scores, vocab = fields['tokenizer.ggml.scores'], {token: i for i, token in enumerate(tokens)}
+  pieces = {token for token, kind in zip(tokens, types) if kind == gguf.TokenType.NORMAL}
+  pairs = [(token[:cut], token[cut:]) for token in pieces for cut in range(1, len(token))]
+  pairs = [(left, right) for left, right in pairs if left in pieces and right in pieces]
+  merges = sorted(pairs, key=lambda pair: (-scores[vocab[pair[0] + pair[1]]], vocab[pair[0]], vocab[pair[1]]))
+  unknown = tokens[fields['tokenizer.ggml.unknown_token_id']]
+  backend = Backend(models.BPE(vocab=vocab, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+  space, prefix = '\u2581', fields.get('tokenizer.ggml.add_space_prefix', True)
+  before = [normalizers.Prepend(space)] if prefix else []
+  after = [decoders.Strip(' ', 1, 0)] if prefix else []
+  backend.normalizer = normalizers.Sequence([*before, normalizers.Replace(' ', space)])
+  backend.decoder = decoders.Sequence([decoders.Replace(space, ' '), decoders.ByteFallback(), decoders.Fuse(), *after])
+  return backend
+
+
+TOKENIZERS = {'gpt2': _byte_level, 'llama': _sentencepiece}
+
+
+def _tokenizer(path, fields) -> Tokenizer:
+  if (model := fields['tokenizer.ggml.model']) not in TOKENIZERS:
+    known = "'gpt2' (byte-level BPE), 'llama' (SentencePiece)"
+    raise UserError(f'{path}: tokenizer.ggml.model {model!r} is not supported; supported: {known}.')
+  backend, tokens = TOKENIZERS[model](path, fields), fields['tokenizer.ggml.tokens']
   types = dict(zip(tokens, fields['tokenizer.ggml.token_type']))
   control = [token for token in tokens if types[token] == gguf.TokenType.CONTROL]
   own = [token for token in tokens if types[token] == gguf.TokenType.USER_DEFINED]
   backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
   backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in own])
   bos = fields.get('tokenizer.ggml.bos_token_id', None)
-  ends = [vocab[token] for token in STOPS if token in control]
+  ends = [tokens.index(token) for token in STOPS if token in control]
   ends += [fields[key] for key in ('tokenizer.ggml.eot_token_id', 'tokenizer.ggml.eom_token_id') if key in fields]
-  # Files of Llama 3 from before there was such a field mean that a BOS is added.
-  adds_bos = fields.get('tokenizer.ggml.add_bos_token', pre == 'llama-bpe' and bos is not None)
+  # Files from before there was such a field mean that these add a BOS.
+  meant = model == 'llama' or fields['tokenizer.ggml.pre'] == 'llama-bpe'
+  adds_bos = fields.get('tokenizer.ggml.add_bos_token', meant and bos is not None)
   return Tokenizer(
     backend,
     eos_id=fields['tokenizer.ggml.eos_token_id'],

@@ -34,16 +34,23 @@ SHARD = 4 << 30  # bytes: the most that one file gets, but for a tensor that is 
 # --- names and layouts --------------------------------------------------------------------------------------------
 
 
+@functools.lru_cache  # tracing takes a while
+def paths(config: ModelConfig) -> tuple[str, ...]:
+  """Of all parameters."""
+  shapes = jax.eval_shape(transformer(config).init, jax.random.key(0))
+  return tuple(path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes))
+
+
 def table(config: ModelConfig) -> dict[str, list[Row]]:
   """{name of a tensor, with `{i}` for the layer: the rows of the parameters in it}, of all that `config` has.
 
   Raises:
     ValueError: the family's rows do not name every parameter, and every part of its tensor, exactly once.
   """
-  family, shapes = FAMILIES[config.family], jax.eval_shape(transformer(config).init, jax.random.key(0))
-  paths = [path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
-  rows, tensors = [row for row in family.rows if row.path in paths], defaultdict(list)
-  if odd := (Counter(paths) - Counter(row.path for row in rows)) + (Counter(row.path for row in rows) - Counter(paths)):
+  family, ours, tensors = FAMILIES[config.family], paths(config), defaultdict(list)
+  rows = [row for row in family.rows if row.path in ours]
+  times = Counter(row.path for row in rows)
+  if odd := [path for path in ours if times[path] != 1]:
     raise ValueError(f'In family {config.family!r} these parameters have no name, or two: {listed(odd)}.')
   for row in rows:
     tensors[row.name if row.path.startswith('head/') else family.prefix + row.name].append(row)
