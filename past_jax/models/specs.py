@@ -121,7 +121,7 @@ def _from_hub(spec: str) -> Path:
   try:
     import huggingface_hub
   except ImportError:
-    raise UserError(f"{spec} needs huggingface_hub: pip install huggingface_hub.") from None
+    raise UserError(f'{spec} needs huggingface_hub: pip install huggingface_hub.') from None
   try:
     # Files of the root only: other folders hold the same weights in other formats. Never pickles.
     folder = huggingface_hub.snapshot_download(
