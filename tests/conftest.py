@@ -1,5 +1,6 @@
 """Strict by default, eight virtual devices, one tiny model that all tests share so that compilations are reused."""
 
+import os
 import tempfile
 
 import jax
@@ -20,6 +21,19 @@ from past_jax.models.config import TINY  # noqa: E402
 from past_jax.models.transformer import transformer  # noqa: E402
 from past_jax.text import byte_tokenizer  # noqa: E402
 from past_jax.types import Prompts  # noqa: E402
+
+
+def pytest_configure(config):
+  """Fast tests compile much and run little: without LLVM's optimizations they take little more than half the time."""
+  if 'not slow' not in config.option.markexpr:
+    return
+  before = os.environ.get('XLA_FLAGS')
+  os.environ['XLA_FLAGS'] = f'{before or ""} --xla_backend_optimization_level=0'
+  jax.jit(lambda x: x + 1)(0)  # the flags are read here, once
+  if before is None:
+    del os.environ['XLA_FLAGS']  # processes that tests start compile as users' do
+  else:
+    os.environ['XLA_FLAGS'] = before
 
 
 @pytest.fixture(scope='session')

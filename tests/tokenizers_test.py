@@ -639,9 +639,9 @@ def test_p1_to_p4_and_p23_rendered_rows(kind, pairs, policy, score, view):
   assert sampled[0] == ours.plain('The answer: ')
   long = ours.plain(EXAMPLES[1].prompt + ': ')
   assert sampled[1] == bos + long[len(long) - P + len(bos) :] and len(sampled[1]) == P
-  assert raw[1][0][0] == [*ours.encode(EXAMPLES[0].text), ours.eos_id][:16]
-  assert raw[1][1][0] == ours.encode(EXAMPLES[1].text)[:16]
-  assert rendered.trimmed == {'prompts': 1, 'texts': 1 + (len(ours.encode(EXAMPLES[0].text)) >= 16), 'anchors': 1}
+  whole = [[*ours.encode(example.text, start=True), ours.eos_id] for example in EXAMPLES]
+  assert [group[0] for group in raw[1]] == [ids[:16] for ids in whole]
+  assert rendered.trimmed == {'prompts': 1, 'texts': sum(len(ids) > 16 for ids in whole), 'anchors': 1}
 
   # P7, P23: log-probs of completion tokens alone, prompts of both halves and what fills the arrays left out.
   if view != 'none':
