@@ -5,6 +5,7 @@ The bounds stand in docs/design.md. `pytest -m slow` adds whole models against t
 
 import dataclasses
 import math
+from importlib.resources import files
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +15,13 @@ import optax
 import pytest
 
 from past_jax import logps, losses, update
+from past_jax.mesh import path_string
 from past_jax.models.config import TINY
 from past_jax.models.transformer import transformer
 from past_jax.types import Batch, Prompts, Selection
 
 T = 512
-HEAD = {'float32': 2e-3, 'bfloat16': 1.0}  # nats per 512 tokens that the head alone may add
+HEAD = {'float32': 2e-3, 'bfloat16': 0.25}  # nats per 512 tokens that the head alone may add
 
 
 def head_only(dtype, vocab=32_000, width=64):
@@ -91,11 +93,30 @@ def test_bfloat16_is_a_policy_of_products_only(ragged):
   assert jax.eval_shape(lambda p: logps.group_logps(policy, p, *ragged), state.params).dtype == jnp.float32
 
 
+def test_gradients_under_bfloat16_are_sums_in_float32():
+  """Of 16 000 tokens of English, where the space is one in six: bfloat16 stops adding after a few hundred of a kind."""
+  every = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
+  config = dataclasses.replace(TINY, norm='layer', biased=every, learned_positions=True, tied=False)
+  text = np.frombuffer(files('past_jax').joinpath('data/general.txt').read_bytes(), np.uint8).astype(np.int32)
+  ids, length = text[: 32 * 500].reshape(8, 4, 500), np.full((8, 4), 500, np.int32)
+  prompts = Prompts(np.full((8, 1), 256, np.int32), np.ones(8, np.int32))
+  grads = {}
+  for dtype in ('float32', 'bfloat16'):
+    policy = transformer(config, dtype=dtype)
+    params = jax.jit(policy.init)(jax.random.key(0))
+    total = lambda p, policy=policy: logps.group_logps(policy, p, prompts, ids, length).mean()
+    grads[dtype] = jax.device_get(jax.jit(jax.grad(total))(params))
+  flat, low = jax.tree_util.tree_leaves_with_path(grads['float32']), jax.tree.leaves(grads['bfloat16'])
+  off = {path_string(path): np.linalg.norm(b - a) / np.linalg.norm(a) for (path, a), b in zip(flat, low)}
+  del off['layers/k/bias']  # exactly 0: a softmax does not see what is added to all scores of a query
+  assert max(off.values()) < 0.02, off
+
+
 # --- whole models -------------------------------------------------------------------------------------------------
 
 # nats per completion of 512 tokens against torch in float64, on random models with peaked attention (worst of all
 # found: 4.5e-4 and 0.46)
-WHOLE = {'float32': 2e-3, 'bfloat16': 2.0}
+WHOLE = {'float32': 1e-3, 'bfloat16': 1.0}
 
 
 @pytest.mark.slow

@@ -264,12 +264,13 @@ class Transformer(nn.Module):
 
   def lookup(self, ids, positions):
     c = self.config
-    # Gathered over fsdp first: a lookup in a table split on its width would replicate the result on every device.
-    table = mesh_lib.constrain(self.embed.embedding, 'tensor', None).astype(self.dtype)
-    x = jnp.take(table, ids, axis=0) * jnp.asarray(c.embed_scale, self.dtype)
+    # Gathered over fsdp first: a lookup in a table split on its width would replicate the result on every device. Cast
+    # after it: the gradient of a row is a sum over all places of its token, which bfloat16 would stop adding to.
+    table = mesh_lib.constrain(self.embed.embedding, 'tensor', None)
+    x = jnp.take(table, ids, axis=0).astype(self.dtype) * jnp.asarray(c.embed_scale, self.dtype)
     if c.learned_positions:
-      table = mesh_lib.constrain(self.positions.embedding, None, None).astype(self.dtype)
-      x += jnp.take(table, positions, axis=0)
+      table = mesh_lib.constrain(self.positions.embedding, None, None)
+      x += jnp.take(table, positions, axis=0).astype(self.dtype)
     return mesh_lib.constrain(x, mesh_lib.BATCH)
 
   def shared(self, positions_BxS, valid_BxP, slots_Q):
