@@ -4,9 +4,7 @@ Names of tensors are those of the `gguf` library; what a file says of the model 
 is not understood is refused: a model that is almost right shows no error.
 """
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import gguf
 import numpy as np
@@ -25,13 +23,6 @@ VERSION = 3  # goes up when the output changes, so that caches are made anew
 # --- architectures ------------------------------------------------------------------------------------------------
 
 
-class Architecture(NamedTuple):
-  family: str  # `model_type` of config.json
-  fields: dict[str, str]  # of the GGUF file, without the architecture's name -> key of config.json
-  values: Callable = lambda name, array, head_dim: array  # undoes what the conversion to GGUF did to a tensor
-  transposed: tuple[str, ...] = ()  # tensors whose two axes are the other way round
-
-
 def unpermute(rows, head_dim: int):
   """[H * Dh, ...] with each head's rotary pairs side by side -> halves apart, as Hugging Face and we rotate them.
 
@@ -39,14 +30,6 @@ def unpermute(rows, head_dim: int):
   """
   pairs = rows.reshape(-1, head_dim // 2, 2, *rows.shape[1:])
   return pairs.swapaxes(1, 2).reshape(rows.shape)
-
-
-def _llama(name, array, head_dim):
-  return unpermute(array, head_dim) if '.attn_q.' in name or '.attn_k.' in name else array
-
-
-def _gemma(name, array, head_dim):
-  return array - 1 if name.endswith('norm.weight') else array
 
 
 FIELDS = {
@@ -60,8 +43,6 @@ FIELDS = {
   'attention.layer_norm_rms_epsilon': 'rms_norm_eps',
   'rope.freq_base': 'rope_theta',
 }
-WINDOW = {'attention.sliding_window': 'sliding_window'}
-CAPS = {'attn_logit_softcapping': 'attn_logit_softcapping', 'final_logit_softcapping': 'final_logit_softcapping'}
 GPT2 = {
   'block_count': 'n_layer',
   'context_length': 'n_positions',
@@ -70,20 +51,12 @@ GPT2 = {
   'attention.head_count': 'n_head',
   'attention.layer_norm_epsilon': 'layer_norm_epsilon',
 }
-ARCHITECTURES = {
-  'llama': Architecture('llama', FIELDS, _llama),  # Mistral's files call themselves llama, too
-  'qwen2': Architecture('qwen2', FIELDS),
-  'qwen3': Architecture('qwen3', FIELDS),
-  'phi3': Architecture('phi3', FIELDS | WINDOW),
-  'gemma2': Architecture('gemma2', FIELDS | WINDOW | CAPS, _gemma),
-  'gemma3': Architecture('gemma3_text', FIELDS | WINDOW | {'rope.freq_base_swa': 'rope_local_base_freq'}, _gemma),
-  'gpt2': Architecture('gpt2', GPT2, transposed=('attn_qkv', 'attn_output', 'ffn_up', 'ffn_down')),
-}
+# Field of the GGUF file, without the architecture's name -> key of config.json, whose `model_type` is that name, too.
+ARCHITECTURES = {'llama': FIELDS, 'qwen2': FIELDS, 'qwen3': FIELDS, 'gpt2': GPT2}  # Mistral's files say llama
+TRANSPOSED = ('attn_qkv', 'attn_output', 'ffn_up', 'ffn_down')  # [in, out] in Hugging Face's gpt2, not in its GGUF
 # Fields that are looked at in other ways, or that say nothing about the model.
 OTHERS = {'vocab_size', 'attention.value_length', 'rope.dimension_count', 'rope.scaling.type', 'rope.scaling.factor'}
 OFF = (0, False, 'none')  # values of all other fields under which they change nothing
-# Of these the attention's scale is width / heads (rather than head_dim) to the power of -1/2; no field says so.
-SCALED_BY_WIDTH = {('gemma2', 46), ('gemma3', 62)}  # the models of 27 billion parameters, by their layers
 
 
 # --- tokenizers ---------------------------------------------------------------------------------------------------
@@ -113,7 +86,7 @@ PRE_TOKENIZERS = {
   'llama-bpe': _split(_words(r'\p{N}{1,3}')),
   'qwen2': _split(_words(r'\p{N}')),
 }
-STOPS = ('<|endoftext|>', '<|im_end|>', '<|end_of_text|>', '<|eom_id|>', '<|eot_id|>', '<end_of_turn>', '<|end|>')
+STOPS = ('<|endoftext|>', '<|im_end|>', '<|end_of_text|>', '<|eom_id|>', '<|eot_id|>', '<|end|>')
 
 
 # --- files --------------------------------------------------------------------------------------------------------
@@ -159,22 +132,22 @@ def _config(path, fields, reader) -> dict:
   """The config.json of the same model."""
   if (name := fields['general.architecture']) not in ARCHITECTURES:
     known = ', '.join(ARCHITECTURES)
-    raise UserError(f'{path}: architecture {name!r} is not supported in GGUF; supported: {known}.')
-  architecture, shapes = ARCHITECTURES[name], _shapes(reader)
+    what = f'architecture {name!r} is not supported in GGUF; supported: {known}'
+    raise UserError(f'{path}: {what}. Use the Hugging Face directory of this model.')
+  keys, shapes = ARCHITECTURES[name], _shapes(reader)
   own = {key.removeprefix(f'{name}.'): value for key, value in fields.items() if key.startswith(f'{name}.')}
   for key, value in own.items():
     if isinstance(value, list):
       raise UserError(f'{path}: {name}.{key} differs between layers, which is not supported.')
-    if key not in architecture.fields and key not in OTHERS and value not in OFF:
+    if key not in keys and key not in OTHERS and value not in OFF:
       raise UserError(f'{path}: {name}.{key} = {value!r} changes the model in a way that is not supported.')
   if 'token_embd.weight' not in shapes:
     raise UserError(f'{path} has no tensor token_embd.weight.')
-  heads, width, layers = (fields[f'{name}.{k}'] for k in ('attention.head_count', 'embedding_length', 'block_count'))
+  heads, width = (fields[f'{name}.{key}'] for key in ('attention.head_count', 'embedding_length'))
   own = {
     'attention.head_count_kv': heads,
     'attention.key_length': (head_dim := own.get('attention.key_length', width // heads)),
     'rope.freq_base': 10_000.0,
-    'rope.freq_base_swa': 10_000.0,
     **own,
   }
   for key in ('attention.value_length', 'rope.dimension_count'):
@@ -184,19 +157,12 @@ def _config(path, fields, reader) -> dict:
   def short(value):  # the decimal that was meant: 1e-05, not 9.999999747378752e-06
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
-  optional = WINDOW | CAPS
   config = {
-    'model_type': architecture.family,
+    'model_type': name,
     'vocab_size': shapes['token_embd.weight'][0],
     'tie_word_embeddings': 'output.weight' not in shapes,
-    'pad_token_id': None,
   }
-  for key, ours in architecture.fields.items():
-    if key in optional and key not in own:
-      raise UserError(f'{path} has no field {name + "." + key!r}, which a {name} model needs.')
-    config[ours] = short(own[key] if key in own else fields[f'{name}.{key}'])
-  if name.startswith('gemma'):
-    config['query_pre_attn_scalar'] = width // heads if (name, layers) in SCALED_BY_WIDTH else head_dim
+  config |= {ours: short(own[key] if key in own else fields[f'{name}.{key}']) for key, ours in keys.items()}
   if scaling := _rope_scaling(path, name, own, config, reader):
     config['rope_scaling'] = scaling
   return config
@@ -223,7 +189,7 @@ def _rope_scaling(path, name, own, config, reader) -> dict | None:
 
 
 def _tensors(path, reader, config: ModelConfig, name: str) -> weights.Tensors:
-  architecture, shapes = ARCHITECTURES[name], _shapes(reader)
+  shapes = _shapes(reader)
   tensors = {tensor.name: tensor for tensor in reader.tensors if tensor.name != 'rope_freqs.weight'}
   arch = next(number for number, spelt in gguf.MODEL_ARCH_NAMES.items() if spelt == name)
   names = gguf.get_tensor_name_map(arch, config.layers)
@@ -234,7 +200,7 @@ def _tensors(path, reader, config: ModelConfig, name: str) -> weights.Tensors:
       wanted[theirs] = ours, weights.Layout(rows[0], config).stored
   if odd := sorted(wanted.keys() ^ tensors.keys()):
     raise UserError(f'{path}: tensors missing, or not supported in a {name} model: {weights.listed(odd)}.')
-  turned = {n for n in wanted if n.endswith('.weight') and n.split('.')[-2] in architecture.transposed}
+  turned = {n for n in wanted if name == 'gpt2' and n.endswith('.weight') and n.split('.')[-2] in TRANSPOSED}
   for theirs, (_, shape) in wanted.items():
     if shapes[theirs] != (expected := shape[::-1] if theirs in turned else shape):
       raise UserError(f'{path}: {theirs} is {list(shapes[theirs])}; the fields make it {list(expected)}.')
@@ -246,7 +212,11 @@ def _tensors(path, reader, config: ModelConfig, name: str) -> weights.Tensors:
     except NotImplementedError:
       what = f'the quantization {tensor.tensor_type.name} of {theirs} cannot be read; convert the file to another one'
       raise UserError(f'{path}: {what}.') from None
-    return architecture.values(theirs, out.T if theirs in turned else out, config.head_dim)
+    if not np.isfinite(out).all():
+      raise UserError(f'{path}: {theirs} holds NaN or infinity.')
+    if name == 'llama' and theirs.endswith(('attn_q.weight', 'attn_k.weight')):
+      return unpermute(out, config.head_dim)
+    return out.T if theirs in turned else out
 
   return {ours: (shape, lambda theirs=theirs: array(theirs)) for theirs, (ours, shape) in wanted.items()}
 
