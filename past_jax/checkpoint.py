@@ -102,12 +102,12 @@ class Checkpoints:
     if pending is not None:
       pending.result()
 
-  def restore(self, abstract_tree=None) -> Restored | None:
+  def restore(self, abstract_tree=None, only: str = '') -> Restored | None:
     """The newest intact checkpoint, every file of it checked; None if there is no complete one.
 
     `abstract_tree` is a pytree of `jax.ShapeDtypeStruct` (or arrays); each array is placed by its `sharding`, whatever
     mesh it was written on, or on the first device; or a function from the {name: [dtype, shape]} that are stored to
-    such a tree. Without it: nested dicts of numpy arrays, named as in the tree.
+    such a tree. Without it: nested dicts of numpy arrays, named as in the tree, of all whose name begins with `only`.
     Raises UserError if all are damaged, or if names, shapes or dtypes differ from those of `abstract_tree`.
     """
     self.wait()
@@ -120,6 +120,7 @@ class Checkpoints:
     if callable(abstract_tree):
       abstract_tree = abstract_tree(specs)
     if abstract_tree is None:
+      specs = {name: spec for name, spec in specs.items() if name.startswith(only)}
       tree = _nested(_read(folder, specs, dict.fromkeys(specs)))
     else:
       wanted = _named(abstract_tree)
@@ -260,14 +261,16 @@ def _check_same(folder: pathlib.Path, found: dict, wanted: dict) -> None:
 
 
 def _read(folder: pathlib.Path, specs: dict, shardings: dict) -> dict[str, Any]:
-  """The arrays by name: placed by their sharding, or numpy where that is None."""
+  """The arrays of `specs`, by name: placed by their sharding, or numpy where that is None. Others stay on the disk."""
   how = {
     name: ocp.RestoreArgs(restore_type=np.ndarray) if sharding is None else ocp.ArrayRestoreArgs(sharding=sharding)
     for name, sharding in shardings.items()
     if 0 not in specs[name][1]
   }
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
-    tree = checkpointer.restore(folder / STATE, args=ocp.args.PyTreeRestore(restore_args=_nested(how)))
+    item = _nested({name: jax.ShapeDtypeStruct(tuple(specs[name][1]), specs[name][0]) for name in how})
+    args = ocp.args.PyTreeRestore(item=item, restore_args=_nested(how), partial_restore=True)
+    tree = checkpointer.restore(folder / STATE, args=args)
   arrays = _named(tree)
   for name, (dtype, shape) in specs.items():
     if 0 in shape:

@@ -87,10 +87,18 @@ def is_adapters(params: Params) -> bool:
 
 @jax.jit
 def fingerprint(params: Params) -> Array:
-  """uint32 from the bits of all arrays, exact and so the same on any mesh: adapters mean nothing on another base."""
-  bits = lambda x: jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}')
-  sums = [jnp.sum(bits(x), dtype=jnp.uint32) for x in jax.tree.leaves(params)]
-  return sum(jnp.uint32(2 * i + 1) * x for i, x in enumerate(sums))  # tells swapped arrays
+  """uint32 of all values and their places, exact and so the same on any mesh: adapters mean nothing on another base."""
+
+  def total(x):
+    bits = jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}').astype(jnp.uint32)
+    place = jnp.zeros((), jnp.uint32)
+    for axis, size in enumerate(x.shape):
+      place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    mixed = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D) + place * jnp.uint32(0x9E3779B1)
+    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x846CA68B)  # odd constants of common integer hashes
+    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
+
+  return sum(jnp.uint32(2 * i + 1) * total(x) for i, x in enumerate(jax.tree.leaves(params)))
 
 
 def change(params: Params, adapters: Params, new) -> Params:

@@ -155,7 +155,9 @@ def test_a_fingerprint_tells_bases_apart_and_not_meshes(params):
   layers, up = params['layers'], params['layers']['up']['kernel']
   nearly = up.at[1, 2, 3].set(jnp.nextafter(up[1, 2, 3], jnp.float32(9)))
   swapped = {**layers, 'up': layers['gate'], 'gate': layers['up']}
-  for other in ({**layers, 'up': {'kernel': nearly}}, swapped):
+  turned = {**layers, 'q': {'kernel': layers['q']['kernel'][..., ::-1]}}  # as by a rotary layout misread
+  backwards, negated = jax.tree.map(lambda x: x[::-1], layers), jax.tree.map(lambda x: -x, layers)
+  for other in ({**layers, 'up': {'kernel': nearly}}, swapped, turned, backwards, negated):
     assert int(lora.fingerprint({**params, 'layers': other})) != plain
 
 

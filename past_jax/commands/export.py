@@ -61,7 +61,7 @@ def export(workdir: Path, config: Mapping, out: Path, step: int | None, dtype: s
   if step not in (None, *found):
     raise UserError(f'{workdir} has no checkpoint of step {step}; there are {", ".join(map(str, found))}.')
   spec = config['model']['spec']
-  restored = Chosen(workdir / 'checkpoints').restore()
+  restored = Chosen(workdir / 'checkpoints').restore(only='state/params/')  # no moments, no reference
   for sentence in restored.skipped:
     print(f'past export: {sentence}.', file=sys.stderr)
   params = restored.tree['state']['params']
