@@ -1,9 +1,11 @@
 """The real SmolLM2-135M-Instruct, and torch on the same file. Slow: a download of 93 MB, twice the first time."""
 
+import functools
 import importlib.resources
 
 import jax
 import numpy as np
+import paths
 import pytest
 
 torch = pytest.importorskip('torch', reason="the extra `torch`: pip install 'past-jax[torch]'")
@@ -100,6 +102,29 @@ def test_real_model_agrees_with_transformers_on_the_same_file(model, params, the
   # English is expected: rotary halves in the wrong order, or a transposed matrix, cost nats per token.
   assert -4.5 < expected.mean() < -3.5
   print(f'largest deviation {np.abs(found - expected).max():.1e}; {len(found)} tokens, mean {expected.mean():.3f}')
+
+
+def test_all_paths_agree(model, params):
+  """Eight ragged prompts, one of them empty, each with three ragged completions; pads are text that nobody may read."""
+  P, T = 8, 12
+  length_B = np.array([8, 3, 0, 1, 2, 7, 5, 4], np.int32)
+  length_BxG = np.array([[12, 0, 1], *(5 + np.arange(21) % 8).reshape(7, 3)], np.int32)
+  B, G = length_BxG.shape
+  ids = np.array(sum(map(model.tokenizer.plain, PARAGRAPHS * 2), [])[: B * (P + G * T)], np.int32)
+  batch = Prompts(ids[: B * P].reshape(B, P), length_B), ids[B * P :].reshape(B, G, T), length_BxG
+  ways = {
+    name: jax.jit(functools.partial(way, model.policy))
+    for name, way in {'rows': paths.by_rows, 'group': paths.by_group, 'decode': paths.by_decode}.items()
+  }
+  found = {name: np.asarray(way(params, *batch)) for name, way in ways.items()}
+  mesh = mesh_lib.make({'data': 2, 'fsdp': 4, 'tensor': 1})
+  with jax.set_mesh(mesh):
+    placed, parts = model.read(mesh), mesh_lib.put_batch(mesh, batch)
+    found |= {f'{name} on 8 devices': np.asarray(ways[name](placed, *parts)) for name in ways}
+  assert (found['rows'] != 0).sum() == length_BxG.sum() - G  # but for the first tokens after the empty prompt
+  for name, logps_BxGxT in found.items():
+    np.testing.assert_allclose(logps_BxGxT, found['rows'], rtol=0, atol=1e-4, err_msg=name)
+    print(f'{name}: {np.abs(logps_BxGxT - found["rows"]).max():.1e}')
 
 
 def test_export_of_the_real_model_is_the_same_model(model, params, theirs, tmp_path):
