@@ -1,10 +1,11 @@
 """Parameters from and to safetensors. The files are made here, tiny."""
 
-import errno
+import contextlib
 import itertools
 import json
 import math
 import re
+import resource
 import subprocess
 import sys
 
@@ -20,7 +21,7 @@ from small import SMALL, assert_same, edit_config, random_params
 
 from past_jax import mesh as mesh_lib
 from past_jax import models
-from past_jax.models import weights
+from past_jax.models import peft, weights
 from past_jax.models.families import FAMILIES, model_config, read_config
 from past_jax.models.transformer import RULES
 from past_jax.text import byte_tokenizer, load_tokenizer
@@ -428,7 +429,7 @@ def test_write_keeps_what_is_there(written):
   assert_same(weights.read(written.parent / 'empty', SMALL), random_params(SMALL))
 
 
-def test_write_leaves_nothing_when_it_fails(tmp_path, monkeypatch):
+def test_write_leaves_nothing_when_it_fails(tmp_path):
   params = random_params(SMALL)
   with pytest.raises(UserError, match='missing, or have no name in a llama model: adapter/a, final_norm/scale'):
     odd = {**{k: v for k, v in params.items() if k != 'final_norm'}, 'adapter': {'a': np.zeros(1)}}
@@ -436,14 +437,76 @@ def test_write_leaves_nothing_when_it_fails(tmp_path, monkeypatch):
   with pytest.raises(UserError, match=r'embed/embedding is \(264, 12\)'):
     odd = {**params, 'embed': {'embedding': params['embed']['embedding'][:264]}}
     weights.write(tmp_path / 'model', odd, SMALL, byte_tokenizer())
-
-  def full(*args, **kwargs):
-    raise OSError(errno.ENOSPC, 'No space left on device')
-
-  monkeypatch.setattr(weights, 'save_file', full)
-  with pytest.raises(UserError, match=r'No space left on device. Nothing is left of it'):
-    weights.write(tmp_path / 'model', params, SMALL, byte_tokenizer())
   assert list(tmp_path.iterdir()) == []
+
+
+def new_adapters():
+  """Of `SMALL`'s q, rank 40."""
+  rng, c = np.random.default_rng(0), SMALL
+  shapes = {'lora_a': (c.layers, c.width, 40), 'lora_b': (c.layers, 40, c.heads, c.head_dim)}
+  return {'layers': {'q': {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}}}
+
+
+def write_model(directory, params, dtype=np.float32):
+  weights.write(directory, params, SMALL, byte_tokenizer(), dtype)
+
+
+def write_adapters(directory, adapters, dtype=np.float32):
+  peft.write(directory, adapters, SMALL, base='base', rank=40, alpha=40, dtype=dtype)
+
+
+# (how it is written, new parameters, where one is, the name of its tensor)
+WRITERS = {
+  'model': (write_model, lambda: random_params(SMALL), 'layers/q/kernel', Q),
+  'adapters': (write_adapters, new_adapters, 'layers/q/lora_a', f'base_model.model.{Q[:-7]}.lora_A.weight'),
+}
+
+
+@contextlib.contextmanager
+def room_for(size):
+  """No file grows beyond `size` bytes: the operating system itself refuses, as on a full disk."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize('write, make, _, name', WRITERS.values(), ids=WRITERS)
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, write, make, _, name):
+  params, target = make(), tmp_path / 'out'
+  with (
+    room_for(4096),
+    pytest.raises(UserError, match=f'Cannot write {target}: .*File too large. Nothing is left of it'),
+  ):
+    write(target, params)
+  assert list(tmp_path.iterdir()) == []
+  write(target, params)
+  assert {oct(path.stat().st_mode & 0o777) for path in target.iterdir()} == {'0o644'}
+  (file,) = target.glob('*.safetensors')
+  assert file.stat().st_size > 4096 and load_file(file)[name].any()
+
+
+@pytest.mark.parametrize('write, make, path, name', WRITERS.values(), ids=WRITERS)
+def test_numbers_that_no_file_should_hold_are_refused(tmp_path, write, make, path, name):
+  params = make()
+  array = weights.leaf(params, path)
+  for value, dtype, message in (
+    (np.nan, np.float32, f'The tensor {name} holds NaN or infinity'),
+    (-np.inf, ml_dtypes.bfloat16, f'The tensor {name} holds NaN or infinity'),
+    (np.nan, np.float16, f'The tensor {name} holds NaN or infinity'),
+    (-65520, np.float16, f'The tensor {name} holds numbers too large for float16; choose bfloat16 or float32 as'),
+    (3.4e38, ml_dtypes.bfloat16, f'The tensor {name} holds numbers too large for bfloat16; choose float32 as'),
+  ):
+    array[-1, 3, 1] = value
+    with pytest.raises(UserError, match=re.escape(message)):
+      write(tmp_path / 'out', params, dtype)
+    assert list(tmp_path.iterdir()) == []
+  array[-1, 3, 1] = 65504  # float16's largest
+  write(tmp_path / 'out', params, np.float16)
+  (file,) = (tmp_path / 'out').glob('*.safetensors')
+  assert load_file(file)[name].max() == 65504
 
 
 def test_of_two_makers_of_a_directory_the_first_wins(tmp_path):

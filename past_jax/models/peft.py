@@ -9,12 +9,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
 
 from past_jax.mesh import path_string
 from past_jax.models.config import ModelConfig
 from past_jax.models.families import Row
-from past_jax.models.weights import Layout, each, new_directory, table
+from past_jax.models.weights import Layout, each, new_directory, save_file, table
 from past_jax.types import Params
 
 
@@ -51,7 +50,8 @@ def write(directory: str | Path, adapters: Params, config: ModelConfig, *, base:
     rank, alpha: of every one of our adapters.
 
   Raises:
-    UserError: `directory` exists and is not empty, or the disk is full or read-only.
+    UserError: `directory` exists and is not empty, an adapter is not finite in `dtype`, or the disk is full or
+      read-only.
   """
   ours = {path_string(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(adapters)}
   tensors, ranks, conv = {}, {}, False
@@ -68,8 +68,8 @@ def write(directory: str | Path, adapters: Params, config: ModelConfig, *, base:
       of_layer = lambda x, i=i, stacked='{i}' in stem: x[i] if stacked else x
       A, B = zip(*(factors(row, config, of_layer(a), of_layer(b)) for row, a, b in rows))
       module = f'base_model.model.{name.removesuffix(".weight")}'
-      tensors[f'{module}.lora_A.weight'] = np.ascontiguousarray(np.concatenate(A, axis=0), dtype)
-      tensors[f'{module}.lora_B.weight'] = np.ascontiguousarray(np.concatenate(B, axis=1), dtype)
+      for side, array in {'A': np.concatenate(A, axis=0), 'B': np.concatenate(B, axis=1)}.items():
+        tensors[f'{module}.lora_{side}.weight'] = array.shape, lambda array=array: array
   model, _, revision = base.removeprefix('hf:').partition('@') if base.startswith('hf:') else (base, '', '')
   fused = {module: r for module, r in ranks.items() if r != rank}
   contents = {
@@ -89,5 +89,4 @@ def write(directory: str | Path, adapters: Params, config: ModelConfig, *, base:
   }
   with new_directory(directory) as work:
     (work / 'adapter_config.json').write_text(json.dumps(contents, indent=2), encoding='utf-8')
-    save_file(tensors, work / 'adapter_model.safetensors', metadata={'format': 'pt'})
-    (work / 'adapter_model.safetensors').chmod(0o644)  # safetensors may make it for its owner only
+    save_file(work / 'adapter_model.safetensors', tensors, tensors, np.dtype(dtype))

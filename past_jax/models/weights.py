@@ -314,7 +314,11 @@ def hf_tensors(params: Params, config: ModelConfig) -> Tensors:
 
 
 def save_file(path: Path, tensors: Tensors, names: Iterable[str], dtype: np.dtype):
-  """A safetensors file, written tensor by tensor: the library's own writer takes all of them, and copies each."""
+  """A safetensors file, written tensor by tensor: the library's own writer takes all of them, and copies each.
+
+  Raises:
+    UserError: a tensor holds NaN or infinity, or numbers that `dtype` makes infinite.
+  """
   header, end, spelt = {'__metadata__': {'format': 'pt'}}, 0, {np.dtype(v): k for k, v in DTYPES.items()}[dtype]
   for name in names:
     shape, start = tensors[name][0], end
@@ -325,7 +329,15 @@ def save_file(path: Path, tensors: Tensors, names: Iterable[str], dtype: np.dtyp
   with path.open('wb') as file:
     file.write(len(encoded).to_bytes(8, 'little') + encoded)
     for name in names:
-      file.write(np.ascontiguousarray(tensors[name][1](), dtype).view(np.uint8).data)
+      array = tensors[name][1]()
+      with np.errstate(over='ignore'):  # looked for below
+        cast = np.ascontiguousarray(array, dtype)
+      if not np.isfinite(cast).all():
+        if not np.isfinite(array).all():
+          raise UserError(f'The tensor {name} holds NaN or infinity and is not written; export an earlier checkpoint.')
+        wider = ' or '.join(other for other in ('bfloat16', 'float32') if other != dtype.name)
+        raise UserError(f'The tensor {name} holds numbers too large for {dtype.name}; choose {wider} as the dtype.')
+      file.write(cast.view(np.uint8).data)
 
 
 def write_tensors(directory: Path, tensors: Tensors, config: ModelConfig, tokenizer: Tokenizer, dtype):
@@ -367,7 +379,8 @@ def write(directory: str | Path, params: Params, config: ModelConfig, tokenizer:
     dtype: of the tensors; None: float32.
 
   Raises:
-    UserError: `directory` exists and is not empty, a parameter is missing or unknown, or the disk is full.
+    UserError: `directory` exists and is not empty, a parameter is missing, unknown or not finite in `dtype`, or the
+      disk is full.
   """
   directory, tensors = Path(directory), hf_tensors(params, config)
   if directory.is_dir() and any(directory.iterdir()):  # known before the work is done
