@@ -1,7 +1,7 @@
 """Text to ids and back: the only place where it happens, so that trainer, judge and sampler cannot disagree.
 
 Prompts and completions are encoded apart and joined as ids; joined text is never tokenised again. Nothing here adds an
-end token, and a beginning token (BOS) is added only where the tokenizer itself adds one to plain text.
+end token, and a beginning token (BOS) is added only where the tokenizer itself adds one to plain text: in front, once.
 """
 
 import datetime
@@ -30,6 +30,9 @@ class Tokenizer:
 
   Attributes:
     vocab_size: ids are below it (a model's vocabulary may be padded beyond).
+    needs: as many embeddings a model must have: those of the ordinary tokens, the BOS and all that end a completion.
+    limit: ids below it have an embedding; `models.load` sets it. A text that holds another special token is refused
+      (Gemma 3's text models come with the tokenizer of those that see, whose image token they lack).
     bos_id: or None. Some tokenizers name a BOS that they never add; see `adds_bos`.
     eos_id: the token that ends a completion.
     stop_ids: every token that ends a completion when sampled; `eos_id` first.
@@ -60,6 +63,9 @@ class Tokenizer:
     self.eos_id: int = eos_id
     self.stop_ids: tuple[int, ...] = (eos_id, *sorted(set(stop_ids) - {eos_id}))
     self.adds_bos: bool = adds_bos
+    ordinary = backend.get_vocab(with_added_tokens=False).values()
+    self.needs: int = 1 + max(*ordinary, *self.stop_ids, bos_id or 0)
+    self.limit: int = self.vocab_size
     self.chat_template: str | None = template
     self._config = {
       'clean_up_tokenization_spaces': False,
@@ -75,24 +81,35 @@ class Tokenizer:
     """The ids of the text alone, without BOS or EOS. Special tokens written out in the text become their ids.
 
     Args:
-      start: nothing precedes the text. Tokenizers of the SentencePiece kind write a space before such a text. A text
-        that follows other ids, a completion for one, must not gain it.
+      start: nothing precedes the text but the BOS of a tokenizer that adds one; written out in front, it is that one.
+        Tokenizers of the SentencePiece kind write a space before such a text. A text that follows other ids, a
+        completion for one, must not gain it.
+
+    Raises:
+      UserError: the text holds a special token that the model has no embedding for.
     """
-    return (self._backend if start else self._inner).encode(text, add_special_tokens=False).ids
+    ids = self._ids(self._backend if start else self._inner, text)
+    return ids[1:] if start and self.adds_bos and ids[:1] == [self.bos_id] else ids
+
+  def _ids(self, backend: tokenizers.Tokenizer, text: str) -> list[int]:
+    ids = backend.encode(text, add_special_tokens=False).ids
+    if (highest := max(ids, default=0)) >= self.limit:
+      token = backend.id_to_token(highest)
+      raise UserError(f'{token!r} (id {highest}) is in a text, and this model embeds {self.limit} ids: take it out.')
+    return ids
 
   def plain(self, text: str) -> list[int]:
     """The ids of a text that nothing precedes, with exactly one BOS in front if the tokenizer adds one."""
-    ids = self.encode(text, start=True)
-    return [self.bos_id, *ids] if self.adds_bos and ids[:1] != [self.bos_id] else ids
+    return [self.bos_id] * self.adds_bos + self.encode(text, start=True)
 
   def decode(self, ids: Sequence[int], start: bool = False) -> str:
     """Special tokens included. Bytes that are not UTF-8 become U+FFFD.
 
-    decode(plain(prompt) + encode(completion)) is the BOS, if any, the prompt and the completion, as far as the
-    tokenizer is lossless (some normalise Unicode).
+    decode(plain(prompt) + encode(completion), start=True) is the BOS, if any, the prompt and the completion, and
+    decode(encode(completion)) the completion, as far as the tokenizer is lossless (some normalise Unicode).
 
     Args:
-      start: as in `encode`: the space written before the text is taken off again. After a BOS it always is.
+      start: as in `encode`: a space that the tokenizer wrote before the text is taken off. After a BOS it always is.
     """
     ids = [int(i) for i in ids]
     if not self._marks_start:
@@ -105,12 +122,15 @@ class Tokenizer:
   def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
     """The ids of [{'role': ..., 'content': ...}, ...] up to where the assistant's answer begins.
 
-    `transformers` renders, as its `apply_chat_template` does, but the date is always 26 July 2024. The template writes
-    its own special tokens; a BOS it wrote is not doubled, and one that the tokenizer adds to plain text is never
-    missing. Special tokens written out in a message become their ids.
+    They are those of transformers' `apply_chat_template`, with two exceptions. The date is always 26 July 2024. And
+    where the template does not begin with a BOS, white space aside, a tokenizer that adds one to plain text adds it
+    here, too: its model was pretrained with a BOS in front of everything. (Chat models of this kind were tuned either
+    way, as it depends on whether the text or the ids of `apply_chat_template` went into the trainer.) What else a
+    template writes is left alone: white space before its BOS, or one BOS a turn. Special tokens written out in a
+    message become their ids.
 
     Raises:
-      UserError: there is no template, or it refuses the messages.
+      UserError: there is no template, it refuses the messages, or they hold a special token as in `encode`.
     """
     if self.chat_template is None:
       raise UserError('This tokenizer has no chat template; give `prompt`, a string, instead of `messages`.')
@@ -118,17 +138,17 @@ class Tokenizer:
 
     template, options = self.chat_template, {k: v for k, v in self._config.items() if k.endswith('_token') and v}
     if 'strftime_now' in template:
-      # A macro hides transformers' function of that name, which reads the clock.
+      # A macro hides transformers' function of that name, which reads the clock; it lets no function of ours through.
       day = {f'%{code}': DAY.strftime(f'%{code}') for code in 'aAbBcdFHIjmMpSTxXyY'}
       day |= {code.replace('%', '%-'): value.lstrip('0') or '0' for code, value in day.items()}
       template, options['day'] = STRFTIME_NOW + template, day
+    said = [{key: value for key, value in message.items() if value is not None} for message in messages]
     try:
-      (text,), _ = render_jinja_template(
-        [list(messages)], chat_template=template, add_generation_prompt=True, **options
-      )
+      (text,), _ = render_jinja_template([said], chat_template=template, add_generation_prompt=True, **options)
     except Exception as error:  # a template is a program of others, which may fail in any way
       raise UserError(f'The chat template refuses these messages ({error}): {str(messages)[:200]}') from error
-    return self.plain(text)
+    ids = self._ids(self._backend, text)
+    return [self.bos_id, *ids] if self.adds_bos and not text.lstrip().startswith(self._config['bos_token']) else ids
 
   def save(self, directory: str | Path):
     """Writes the tokenizer as `transformers.AutoTokenizer` reads it, with all that the source's config said."""
@@ -235,16 +255,17 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     config |= read_if_there('special_tokens_map.json')
   content = lambda token: token['content'] if isinstance(token, dict) else token
   config |= {name: content(token) for name, token in config.items() if name.endswith('_token')}
-  generation = read_if_there('generation_config.json')
-  stops = generation.get('eos_token_id') or []  # absent and null both mean: none
-  stops = [stops] if isinstance(stops, int) else stops
+  model, generation = read_if_there('config.json'), read_if_there('generation_config.json')
+
+  def ids_of(name, *sources):
+    """The first source's that has any; without those of another tokenizer, which some configs were left with."""
+    found = next((source[name] for source in sources if source.get(name) is not None), [])
+    found = found if isinstance(found, list) else [found]
+    return [i for i in found if i >= 0 and backend.id_to_token(i) is not None]
 
   if 'eos_token' not in config:  # GPT-2's directory leaves it to the model's config
-    ids = read_if_there('config.json') | generation
     for name in ('bos_token', 'eos_token'):
-      first = ids.get(f'{name}_id')
-      first = first[0] if isinstance(first, list) else first
-      config.setdefault(name, None if first is None else backend.id_to_token(first))
+      config.setdefault(name, next(map(backend.id_to_token, ids_of(f'{name}_id', generation, model)), None))
 
   def special(name):
     if config.get(name) is None:
@@ -277,6 +298,8 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     config.pop('chat_template', None)
     template = (directory / 'chat_template.jinja').read_text(encoding='utf-8')
   config.pop('auto_map', None)  # names code that came with the source
+  # As in transformers: generation_config.json alone says what ends a completion, and the model's config if it lacks.
+  stops = ids_of('eos_token_id', generation if (directory / 'generation_config.json').exists() else model)
   return Tokenizer(
     backend, eos_id=eos, bos_id=bos, stop_ids=stops, adds_bos=bool(lead), template=template, config=config
   )

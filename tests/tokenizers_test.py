@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import math
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -25,7 +26,7 @@ from past_jax.judges.rows import bodies, scorer
 from past_jax.logps import group_logps, token_mask
 from past_jax.models.config import TINY
 from past_jax.models.transformer import transformer
-from past_jax.render import renderer
+from past_jax.render import renderer, text_batch
 from past_jax.sampler import sample
 from past_jax.text import Tokenizer, completion_text, load_tokenizer, pack_completions, pack_prompts
 from past_jax.types import Example, Plan, Prompts, UserError
@@ -253,13 +254,18 @@ def test_ids_are_those_of_transformers(kind, pairs):
 
 def test_special_tokens_in_ordinary_text_become_their_ids(kind, pairs):
   """A passage that holds the end token's text holds the end token: clean such data before studying it."""
-  ours, _ = pairs[kind]
+  ours, theirs = pairs[kind]
   end = ours.decode([ours.eos_id])
   assert ours.encode(f'a{end}b').count(ours.eos_id) == 1
   if ours.adds_bos:  # P1: written out in front it is not doubled; transformers doubles it
     bos = ours.decode([ours.bos_id])
-    assert ours.plain(f'{bos}a') == [ours.bos_id, *ours.encode(f'{bos}a', start=True)[1:]]
-    assert ours.plain(f'{bos}a').count(ours.bos_id) == 1
+    written = f'{bos}The answer'
+    assert ours.plain(written) == theirs(written, add_special_tokens=False)['input_ids']
+    batch, _ = text_batch(ours, [written, 'a'], 8)
+    (before, *_), ((ids,), *_) = rows(batch.prompts, batch.ids_BxGxT, batch.length_BxG)
+    assert before + ids == [*ours.plain(written), ours.eos_id]
+    assert ours.plain(written).count(ours.bos_id) == 1
+    assert ours.encode(written).count(ours.bos_id) == 1  # after other ids it is none that we added
 
 
 SYSTEM = [{'role': 'system', 'content': 'Be brief. '}]
@@ -300,6 +306,28 @@ def test_chats_are_those_of_transformers(kind, pairs, on_day):
     if kind != 'llama2':  # which writes one before every turn
       assert ours.chat(messages).count(ours.bos_id) == ours.adds_bos
     assert ours.chat(messages)[:1] == [ours.bos_id] or not ours.adds_bos
+
+
+@pytest.mark.parametrize('before', ['', '\n', '  \n '])
+@pytest.mark.parametrize('kind', ['llama3', 'gemma', 'llama2', 'mistral'])
+def test_p1_a_bos_behind_white_space_is_the_templates(kind, pairs, before):
+  ours, theirs = pairs[kind]
+  template = before.replace('\n', "{{ '\\n' }}") + '{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}'
+  ours = Tokenizer(ours._backend, eos_id=ours.eos_id, bos_id=ours.bos_id, adds_bos=True, template=template)
+  expected = theirs.apply_chat_template(CHAT, chat_template=template)['input_ids']
+  assert ours.chat(CHAT) == expected and expected.count(ours.bos_id) == 1
+  # Without one in the template we add what transformers leaves out.
+  ours.chat_template = template.replace('{{ bos_token }}', '')
+  bare = theirs.apply_chat_template(CHAT, chat_template=ours.chat_template)['input_ids']
+  assert ours.chat(CHAT) == [ours.bos_id, *bare] and ours.bos_id not in bare
+
+
+def test_a_field_without_value_is_no_field(pairs):
+  ours, theirs = pairs['qwen']
+  messages = [{'role': 'user', 'content': 'a', 'name': None}, {'role': 'assistant', 'content': None}]
+  template = "{% for m in messages %}{{ m.role }}{{ 'content' in m }}{{ 'name' in m }}{% endfor %}"
+  ours = Tokenizer(ours._backend, eos_id=ours.eos_id, template=template)
+  assert ours.chat(messages) == theirs.apply_chat_template(messages, chat_template=template)['input_ids']
 
 
 def test_the_date_in_a_template_stands_still(pairs, on_day):
@@ -363,6 +391,15 @@ def test_p5_a_completion_is_its_pieces_and_nothing_else(kind, pairs):
     assert ours.encode(completion) == [piece.id for piece in pieces]
   marked = {'llama2': '▁', 'mistral': '▁', 'gemma': ''}[kind]
   assert ''.join(theirs.convert_ids_to_tokens(ours.plain('x'))) == theirs.bos_token + marked + 'x'
+
+
+def test_p5_without_a_bos_the_reader_is_told_where_a_text_starts(pairs):
+  ours = pairs['llama2'][0]
+  bare = Tokenizer(ours._backend, eos_id=ours.eos_id)
+  ids = bare.plain('The answer:') + bare.encode(' x')
+  assert ids == (ours.plain('The answer:') + ours.encode(' x'))[1:]
+  assert bare.decode(ids, start=True) == 'The answer: x'
+  assert bare.decode(ids) == ' The answer: x'  # as what follows other ids
 
 
 def test_text_that_only_follows_a_space(trained):
@@ -541,6 +578,62 @@ def test_vocabularies_with_holes(trained, tmp_path):
   directory = write(tmp_path / 'holes', tokenizers.Tokenizer.from_str(json.dumps(parts)), config)
   ours = load_tokenizer(directory)
   assert ours.vocab_size == 601 > len(auto(directory))
+
+
+ENDS = [  # generation_config.json, config.json
+  (None, None),
+  (None, {'eos_token_id': 2}),
+  (None, {'eos_token_id': [5, 2]}),
+  (None, {'eos_token_id': None}),
+  ({}, {'eos_token_id': 5}),
+  ({'eos_token_id': None}, {'eos_token_id': 5}),
+  ({'eos_token_id': 7}, {'eos_token_id': 5}),
+  ({'eos_token_id': [7, 0]}, None),
+]
+
+
+@pytest.mark.parametrize('generation, config', ENDS)
+def test_what_ends_a_completion_is_what_ends_it_in_transformers(directories, tmp_path, generation, config):
+  directory = shutil.copytree(directories['qwen'], tmp_path / 'model')
+  for name, values in (('config.json', config), ('generation_config.json', generation)):
+    if values is not None:
+      (directory / name).write_text(json.dumps({'model_type': 'qwen3', **values}))
+  try:  # the order in which their models look
+    theirs = transformers.GenerationConfig.from_pretrained(directory, local_files_only=True)
+  except OSError:
+    read = dict(config_file_name='config.json', _from_model_config=True, local_files_only=True)
+    theirs = transformers.GenerationConfig.from_pretrained(directory, **read) if config else None
+  ends = theirs.eos_token_id if theirs else None
+  ours = load_tokenizer(directory)
+  assert set(ours.stop_ids) == {ours.eos_id, *(ends if isinstance(ends, list) else [] if ends is None else [ends])}
+
+
+def test_ends_that_are_no_tokens_are_left_out(directories, tmp_path):
+  directory = shutil.copytree(directories['qwen'], tmp_path / 'model')
+  (directory / 'generation_config.json').write_text('{"eos_token_id": [-1, 9999, 3]}')
+  ours = load_tokenizer(directory)
+  assert ours.stop_ids == (ours.eos_id, 3)
+
+
+def test_special_tokens_beyond_the_embedding(trained, tmp_path):
+  """Gemma 3's text models: the vocabulary fills the embedding, and the tokenizer adds an image token."""
+  backend, config = make('gemma', *trained)
+  size = backend.get_vocab_size()
+  backend.add_special_tokens([AddedToken('<image>', special=True, normalized=False)])
+  ours = load_tokenizer(write(tmp_path / 'source', backend, config, TEMPLATES['gemma']))
+  assert (ours.needs, ours.vocab_size, ours.encode('<image>')) == (ours.eos_id + 1, size + 1, [size])
+  ours.limit = size
+  for read in (ours.plain, ours.encode, lambda text: ours.chat([{'role': 'user', 'content': text}])):
+    assert size not in read('an image')
+    with pytest.raises(UserError, match=f"^'<image>' \\(id {size}\\) is in a text, and this model embeds {size} ids"):
+      read('an <image>')
+  (tmp_path / 'export').mkdir()
+  ours.save(tmp_path / 'export')
+  assert auto(tmp_path / 'export')('an <image>')['input_ids'] == auto(tmp_path / 'source')('an <image>')['input_ids']
+  # What ends or begins a text is needed, though it is an added token, too.
+  for role in ('eos_id', 'bos_id', 'stop_ids'):
+    roles = {'eos_id': ours.eos_id, role: [size] if role == 'stop_ids' else size}
+    assert Tokenizer(ours._backend, **roles).needs == size + 1
 
 
 # --- pitfalls, through the path of a run ----------------------------------------------------------------------------

@@ -150,10 +150,15 @@ def check_prompt(fields: Mapping[str, Any]) -> str:
 
 def prompt_ids(tokenizer, row: Row) -> list[int]:
   """`prompt` as it is written, `messages` through the chat template."""
-  if 'prompt' in row.fields:
-    return tokenizer.plain(row.fields['prompt'])
+  with said_of(row):
+    return tokenizer.plain(row.fields['prompt']) if 'prompt' in row.fields else tokenizer.chat(row.fields['messages'])
+
+
+@contextlib.contextmanager
+def said_of(row: Row):
+  """What is wrong is wrong in this row."""
   try:
-    return tokenizer.chat(row.fields['messages'])
+    yield
   except UserError as error:
     raise UserError(f'{row.where}: {error}') from None
 

@@ -81,7 +81,8 @@ def start(values: flags.FlagValues):
   def ids_of(row, name) -> list[int]:
     value = row.fields[name]
     if isinstance(value, str):
-      return tokenizer.encode(value) + ([] if values.noend else [tokenizer.eos_id])
+      with rows.said_of(row):
+        return tokenizer.encode(value) + ([] if values.noend else [tokenizer.eos_id])
     if value and max(value) >= model.config.vocab:
       raise UserError(f'{row.where}: {name} has the id {max(value)}; the model knows {model.config.vocab} ids.')
     return value

@@ -27,8 +27,8 @@ def load(spec: str, *, dtype: str = 'float32', remat: bool = False, rope: str = 
   """The model that `spec` names; `scratch:tiny` is a random one with a byte tokenizer, made from `seed`.
 
   Raises:
-    UserError: an unknown form of spec, an unsupported architecture, a failed download or hash, a tokenizer with ids
-      that the model has no embedding for.
+    UserError: an unknown form of spec, an unsupported architecture, a failed download or hash, a tokenizer that needs
+      more embeddings than the model has.
   """
   if spec == 'scratch:tiny':
     policy = transformer(TINY, dtype=dtype, remat=remat)
@@ -40,9 +40,10 @@ def load(spec: str, *, dtype: str = 'float32', remat: bool = False, rope: str = 
     return Model(policy, byte_tokenizer(), TINY, init)
   directory = specs.resolve(spec)
   config, tokenizer = read_config(directory, rope), load_tokenizer(directory)
-  if tokenizer.vocab_size > config.vocab:  # fewer is well: many embeddings are padded
+  if tokenizer.needs > config.vocab:  # fewer is well: many embeddings are padded
     what = f'the tokenizer has {tokenizer.vocab_size} ids and the embedding {config.vocab} (vocab_size in config.json)'
     raise UserError(f'{directory}: {what}; they are of different models.')
+  tokenizer.limit = config.vocab
   policy = transformer(config, dtype=dtype, remat=remat)
 
   def read(mesh):
