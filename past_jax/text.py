@@ -138,7 +138,7 @@ class Tokenizer:
 
     template, options = self.chat_template, {k: v for k, v in self._config.items() if k.endswith('_token') and v}
     if 'strftime_now' in template:
-      # A macro hides transformers' function of that name, which reads the clock; it lets no function of ours through.
+      # A macro hides transformers' function of that name, which reads the clock. A function of ours could not get in.
       day = {f'%{code}': DAY.strftime(f'%{code}') for code in 'aAbBcdFHIjmMpSTxXyY'}
       day |= {code.replace('%', '%-'): value.lstrip('0') or '0' for code, value in day.items()}
       template, options['day'] = STRFTIME_NOW + template, day
