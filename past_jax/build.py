@@ -100,6 +100,7 @@ class Stage(NamedTuple):
   terms: tuple[str, ...]
   beta: float  # of the DPO term, for the self-test; 0 without one
   refreshes: bool  # the role `ref` is in use
+  reads_base: bool
   replay: tuple[str, ...]
   replay_batch: int
   replay_length: int
@@ -110,6 +111,7 @@ class Run(NamedTuple):
   model: models.Model
   trained: Callable[[Params], Params]  # of the base, or its shapes: all of it, or new adapters
   whole: Callable[[Weights, Params], Params]  # (frozen roles, trained) -> the model
+  keeps_base: bool  # some stage reads it, or adapters do; else its memory is free
   mesh: jax.sharding.Mesh
   examples: tuple[Example, ...]
   stream: Stream
@@ -462,15 +464,17 @@ def build(config, model: models.Model, examples: Sequence[Example]) -> Run:
   mesh_ = mesh.make(config.mesh)
   trained, whole = build_adapters(config)
   evaluate, calls = build_evaluation(config.eval, model, mesh_, examples)
+  stages = tuple(build_stage(config, name, model, mesh_, whole) for name in config.stages)
   return Run(
     seed=config.seed,
     model=model,
     trained=trained,
     whole=whole,
+    keeps_base=bool(config.model.lora.rank) or any(stage.reads_base for stage in stages),
     mesh=mesh_,
     examples=tuple(examples),
     stream=Stream(len(examples), config.seed, config.data.shuffle),
-    stages=tuple(build_stage(config, name, model, mesh_, whole) for name in config.stages),
+    stages=stages,
     evaluate=evaluate,
     eval_calls=calls,
     eval_every=config.eval.every,
@@ -530,6 +534,7 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole) -> Stage:
     terms=tuple(s.losses),
     beta=arguments(losses.TABLE, dpo[1])['beta'] if dpo else 0.0,
     refreshes=collect is not None and 'ref' in roles,
+    reads_base=collect is not None and 'base' in roles,
     replay=worlds.general('replay') if 'replay' in s.losses else (),
     replay_batch=s.replay_batch,
     replay_length=s.replay_length,

@@ -85,8 +85,9 @@ class Loop:
     first = self.checkpoints.latest_host()
     if first is None:
       self.cursor = Cursor(0, 0, 0, 0, run.stream.start())
-      self.base = run.model.read(run.mesh)
-      self.state, self.ref = self.new_state(run.stages[0], run.trained(self.base)), None
+      params = run.model.read(run.mesh)
+      self.state, self.ref = self.new_state(run.stages[0], run.trained(params)), None
+      self.base = params if run.keeps_base else None
       return False
 
     def abstract(specs: dict):
@@ -110,7 +111,7 @@ class Loop:
     self.batch = unpack(tree['batch'], run.mesh) if 'batch' in tree else None
     for name, value in host['seconds'].items():
       self.seconds[name] += value
-    self.base = run.model.read(run.mesh)
+    self.base = run.model.read(run.mesh) if run.keeps_base else None
     if self.base_bits() != host['base']:
       what = f'The weights of {self.config["model"]["spec"]} are not those that the adapters'
       raise UserError(f'{what} in {self.workdir} were trained on. Put them back, or choose another workdir.')
@@ -153,9 +154,12 @@ class Loop:
 
   # --- a round ----------------------------------------------------------------------------------------------------
 
+  def frozen(self) -> dict:
+    return {} if self.base is None else {'base': self.base}
+
   def weights(self) -> dict:
     roles = {'policy': self.state.params} | ({'ref': self.ref} if self.ref is not None else {})
-    frozen = {'base': self.base}
+    frozen = self.frozen()
     return frozen | {role: self.run.whole(frozen, trained) for role, trained in roles.items()}
 
   def collect(self, stage: Stage, examples, rendered, plan) -> Collected:
@@ -216,7 +220,7 @@ class Loop:
       chosen = take(batches, order[update])
       if stage.replay:
         chosen['replay'] = self.replay(stage, c)
-      self.state, metrics = step(self.state, {'base': self.base}, chosen)
+      self.state, metrics = step(self.state, self.frozen(), chosen)
       host = {'stage': stage.name, 'round': c.round + 1, **(facts if update == 0 else {})}
       host['perf/compile_count'] = self.compiles.count
       self.bad, previous = {k: v for k, v in metrics.items() if v.ndim}, self.bad

@@ -47,7 +47,7 @@ def export(workdir: Path, config: Mapping, out: Path, step: int | None, dtype: s
 
   from past_jax import lora, mesh, models
   from past_jax.checkpoint import Checkpoints
-  from past_jax.models import peft, weights
+  from past_jax.models import peft, specs, weights
 
   class Chosen(Checkpoints):
     """Only the checkpoint of `step`, where one is asked for: a damaged one is not replaced by another."""
@@ -70,6 +70,8 @@ def export(workdir: Path, config: Mapping, out: Path, step: int | None, dtype: s
     model = models.load(spec, seed=config['seed'])
     rank, alpha = (config['model']['lora'][key] for key in ('rank', 'alpha'))
     if adapter:
+      # The name under which peft's users find the base: on the hub, or the directory that its files were turned into.
+      spec = spec if spec.startswith(('hf:', 'scratch:')) else str(specs.resolve(spec))
       peft.write(out, params, model.config, base=spec, rank=rank, alpha=alpha, dtype=numbers)
       what, use = f'adapters of {spec}', f'peft.PeftModel.from_pretrained(model, {str(out)!r})'
     else:

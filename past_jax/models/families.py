@@ -127,7 +127,7 @@ ACTIVATIONS = {
   'gelu_pytorch_tanh': 'gelu_tanh',
 }
 QKV, MLP_LAYERS = ('q', 'k', 'v'), ('gate', 'up', 'down')
-SLIDING = 'sliding_attention'
+SLIDING, FULL = 'sliding_attention', 'full_attention'
 
 
 def activation(c: Mapping, key: str = 'hidden_act') -> str:
@@ -139,13 +139,22 @@ def activation(c: Mapping, key: str = 'hidden_act') -> str:
 def kinds(head_dim: int, context: int, choice: str, layers: list[tuple[int, Mapping | None]]) -> dict:
   """`kinds`, `pattern` and `context` of layers given as (window, rope parameters or None)."""
 
+  longropes = [p for _, p in layers if p and p.get('rope_type') == 'longrope']
+  if choice == 'long' and not longropes:
+    raise UserError("rope 'long' is a choice of longrope's factors, which this model does not have: leave it 'short'.")
+  for _, p in layers:
+    if p and p.get('rope_type') == 'yarn':  # Qwen's files keep the length from before
+      context = max(context, int(p['factor'] * p['original_max_position_embeddings']))
+
   def kind(window, parameters):
+    if window is not None and window < 1:
+      raise UserError(f'sliding_window = {window} is not supported; it is a number of tokens, or null.')
     rotation = ((), 1.0) if parameters is None else rope.frequencies(parameters, head_dim, context, choice)
     return Kind(0 if window is None or window >= context else window, *rotation)
 
   each = [kind(*layer) for layer in layers]
   distinct = tuple(dict.fromkeys(each))
-  originals = [p['original_max_position_embeddings'] for _, p in layers if p and p.get('rope_type') == 'longrope']
+  originals = [p['original_max_position_embeddings'] for p in longropes]
   room = min([context, *originals]) if choice == 'short' else context
   longer = context if room < context else 0
   return {'kinds': distinct, 'pattern': tuple(map(distinct.index, each)), 'context': room, 'longer': longer}
@@ -154,14 +163,16 @@ def kinds(head_dim: int, context: int, choice: str, layers: list[tuple[int, Mapp
 def llama(c: Mapping, choice: str, layers=None, **more) -> dict:
   """The fields that most families share. `layers`: (window, rope parameters) each; None: all the same, unwindowed."""
   heads, width = c['num_attention_heads'], c['hidden_size']
-  head_dim = c.get('head_dim') or width // heads
+  kv_heads, head_dim = c.get('num_key_value_heads') or heads, c.get('head_dim') or width // heads
+  if heads % kv_heads:
+    raise UserError(f'num_key_value_heads = {kv_heads} does not divide num_attention_heads = {heads}.')
   layers = layers or [(None, c['rope_parameters'])] * c['num_hidden_layers']
   attention_bias, mlp_bias = c.get('attention_bias', False), c.get('mlp_bias', False)
   fields = dict(
     vocab=c['vocab_size'],
     width=width,
     heads=heads,
-    kv_heads=c.get('num_key_value_heads') or heads,
+    kv_heads=kv_heads,
     head_dim=head_dim,
     ffn=c['intermediate_size'],
     scale=head_dim**-0.5,
@@ -175,6 +186,8 @@ def llama(c: Mapping, choice: str, layers=None, **more) -> dict:
 
 def windows(c: Mapping) -> list[int | None]:
   """By `layer_types`."""
+  if odd := sorted({*c['layer_types']} - {SLIDING, FULL}):
+    raise UserError(f'layer_types {odd} are not supported; supported: {FULL}, {SLIDING}.')
   return [c['sliding_window'] if kind == SLIDING else None for kind in c['layer_types']]
 
 
