@@ -155,7 +155,8 @@ class Tokenizer:
     directory = Path(directory)
     # The class that takes tokenizer.json as it is; see `load_tokenizer`.
     config = self._config | {'tokenizer_class': 'PreTrainedTokenizerFast'}
-    self._backend.save(str(directory / 'tokenizer.json'))
+    # Not its own `save`, which raises no OSError on a full disk.
+    (directory / 'tokenizer.json').write_text(self._backend.to_str(pretty=True), encoding='utf-8')
     (directory / 'tokenizer_config.json').write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding='utf-8')
     if self.chat_template is not None and 'chat_template' not in config:  # named ones stay in the config
       (directory / 'chat_template.jinja').write_text(self.chat_template, encoding='utf-8')

@@ -437,7 +437,7 @@ def group_rows(run: Run, stage: Stage, c: Cursor, examples, rendered, got: Colle
         }
       )
     n, P = int(rendered.sample.length_B[b]), rendered.sample.ids_BxP.shape[1]
-    prompt = tokenizer.decode([int(i) for i in rendered.sample.ids_BxP[b, P - n :]])
+    prompt = tokenizer.decode([int(i) for i in rendered.sample.ids_BxP[b, P - n :]], start=True)
     # The step is that of the first update that learns from it: a checkpoint within the round keeps the row.
     out.append(
       {

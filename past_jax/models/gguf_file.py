@@ -117,8 +117,8 @@ def convert(gguf_path: str | Path, out_dir: str | Path):
     raise UserError(f'{gguf_path} cannot be read as GGUF ({error}); is the download complete?') from error
   source, tokenizer = _config(gguf_path, fields, reader), _tokenizer(gguf_path, fields)
   config = model_config(source)
-  if tokenizer.vocab_size > config.vocab:
-    raise UserError(f'{gguf_path} has {tokenizer.vocab_size} tokens and {config.vocab} rows in its embedding.')
+  if tokenizer.needs > config.vocab:
+    raise UserError(f'{gguf_path} has {tokenizer.needs} tokens and {config.vocab} rows in its embedding.')
   out_dir.mkdir(parents=True, exist_ok=True)
   tensors = _tensors(gguf_path, reader, config, fields['general.architecture'])
   weights.write_tensors(out_dir, tensors, config, tokenizer, np.float32)
