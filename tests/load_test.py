@@ -55,3 +55,9 @@ def test_an_end_token_without_an_embedding_is_another_model(directory):
   config.write_text(json.dumps(json.loads(config.read_text()) | {'eos_token': '<image>'}))
   with pytest.raises(UserError, match='the tokenizer has 261 ids and the embedding 260.*of different models'):
     models.load(str(directory))
+
+
+def test_a_choice_of_rope_that_a_model_does_not_have_is_refused(directory):
+  for spec in ('scratch:tiny', str(directory)):
+    with pytest.raises(UserError, match=f"{spec}.*rope 'long' is a choice of longrope's factors"):
+      models.load(spec, rope='long')

@@ -8,7 +8,7 @@ import jax
 from past_jax import mesh as mesh_lib
 from past_jax.models import specs, weights
 from past_jax.models.config import TINY, ModelConfig
-from past_jax.models.families import read_config
+from past_jax.models.families import NO_CHOICE, read_config
 from past_jax.models.transformer import RULES, transformer
 from past_jax.text import Tokenizer, byte_tokenizer, load_tokenizer
 from past_jax.types import Params, Policy, UserError
@@ -31,6 +31,8 @@ def load(spec: str, *, dtype: str = 'float32', remat: bool = False, rope: str = 
       more embeddings than the model has.
   """
   if spec == 'scratch:tiny':
+    if rope == 'long':
+      raise UserError(f'{spec}: {NO_CHOICE}')
     policy = transformer(TINY, dtype=dtype, remat=remat)
 
     def init(mesh):

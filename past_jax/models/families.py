@@ -127,6 +127,7 @@ ACTIVATIONS = {
   'gelu_pytorch_tanh': 'gelu_tanh',
 }
 QKV, MLP_LAYERS = ('q', 'k', 'v'), ('gate', 'up', 'down')
+NO_CHOICE = "rope 'long' is a choice of longrope's factors, which this model does not have: leave it 'short'."
 SLIDING, FULL = 'sliding_attention', 'full_attention'
 
 
@@ -138,10 +139,9 @@ def activation(c: Mapping, key: str = 'hidden_act') -> str:
 
 def kinds(head_dim: int, context: int, choice: str, layers: list[tuple[int, Mapping | None]]) -> dict:
   """`kinds`, `pattern` and `context` of layers given as (window, rope parameters or None)."""
-
   longropes = [p for _, p in layers if p and p.get('rope_type') == 'longrope']
   if choice == 'long' and not longropes:
-    raise UserError("rope 'long' is a choice of longrope's factors, which this model does not have: leave it 'short'.")
+    raise UserError(NO_CHOICE)
   for _, p in layers:
     if p and p.get('rope_type') == 'yarn':  # Qwen's files keep the length from before
       context = max(context, int(p['factor'] * p['original_max_position_embeddings']))
