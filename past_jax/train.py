@@ -87,7 +87,7 @@ class Loop:
       self.cursor = Cursor(0, 0, 0, 0, run.stream.start())
       params = run.model.read(run.mesh)
       self.state, self.ref = self.new_state(run.stages[0], run.trained(params)), None
-      self.base = params if run.keeps_base else None
+      self.keep_base(params)
       return False
 
     def abstract(specs: dict):
@@ -111,16 +111,17 @@ class Loop:
     self.batch = unpack(tree['batch'], run.mesh) if 'batch' in tree else None
     for name, value in host['seconds'].items():
       self.seconds[name] += value
-    self.base = run.model.read(run.mesh) if run.keeps_base else None
-    if self.base_bits() != host['base']:
+    self.keep_base(run.model.read(run.mesh) if run.keeps_base else None)
+    if self.base_bits != host['base']:
       what = f'The weights of {self.config["model"]["spec"]} are not those that the adapters'
       raise UserError(f'{what} in {self.workdir} were trained on. Put them back, or choose another workdir.')
     self.progress.note(f'resuming from checkpoint {restored.step}')
     return True
 
-  def base_bits(self) -> int | None:
-    """What tells the base of adapters from another; None: all parameters are trained, and in the checkpoint."""
-    return int(lora.fingerprint(self.base)) if lora.is_adapters(self.state.params) else None
+  def keep_base(self, params) -> None:
+    """The frozen base, if the run reads it. `base_bits` tells that of adapters from another; None: no adapters."""
+    self.base = params if self.run.keeps_base else None
+    self.base_bits = int(lora.fingerprint(self.base)) if lora.is_adapters(self.state.params) else None
 
   def stage_of(self, host: dict) -> int:
     return min(host['cursor']['stage'], len(self.run.stages) - 1)
@@ -132,7 +133,7 @@ class Loop:
     if batch is not None:
       tree['batch'] = pack(batch)
     host = {'cursor': self.cursor._asdict(), 'config': self.config, 'seconds': dict(self.seconds)}
-    host['base'] = self.base_bits()
+    host['base'] = self.base_bits
     self.checkpoints.save(self.cursor.step, tree, host)
 
   # --- progress ---------------------------------------------------------------------------------------------------
