@@ -1,0 +1,137 @@
+"""Attention over a tree (see transformer.py): exact, masked blocks skipped, scores recomputed in the backward pass.
+
+Heads lead in here: queries are q_BxKxGxRxTxD (R query heads beside each of K key heads), keys and values of a prompt
+pk_BxKxPxD, of completions ok_BxKxGxTxD, so that each product is a batch of plain matrix products without a copy.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+MASKED = -1e30  # finite: a fully masked row (a pad) must not become NaN
+BLOCKS = 8  # of a prompt's queries: block i reads the keys up to its end, so 1/16 of the square is wasted work
+BLOCK = 128  # the fewest queries of a block
+SCORES = 1 << 22  # entries: completions whose scores exist at once
+
+
+def exact(dtype):
+  """float32 means float32: a TPU's default would round the inputs of every product to bfloat16."""
+  return 'highest' if dtype == jnp.float32 else None
+
+
+def product(equation, *operands):
+  """einsum with a float32 result."""
+  return jnp.einsum(equation, *operands, precision=exact(operands[0].dtype), preferred_element_type=jnp.float32)
+
+
+def capped(x, cap: float):
+  """Gemma 2's soft capping (arXiv 2408.00118, section 2)."""
+  return cap * jnp.tanh(x / cap) if cap else x
+
+
+def visible(query_slot, key_slot, window):
+  """bool [queries, keys]: keys that are not after the query, and in its window (None: any)."""
+  distance = query_slot[:, None] - key_slot[None, :]
+  return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+
+
+PROMPT, OWN = 'bkgrtd,bksd->bkgrts', 'bkgrtd,bkgsd->bkgrts'  # query-key products of a part
+
+
+def transposed(equation: str) -> tuple[str, str]:
+  """Of a query-key product: (weights, values -> outputs), (queries, weights -> keys, their last axes swapped).
+
+  Swapped, because transposing queries and results is cheap beside transposing the weights.
+  """
+  queries, keys, scores = equation.replace('->', ',').split(',')
+  return f'{scores},{keys}->{queries}', f'{queries},{scores}->{keys[:-2]}{keys[-1]}{keys[-2]}'
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def attend(scale: float, cap: float, q, parts):
+  """softmax over all parts' keys -> out like q. `parts`: {equation: (keys, values, mask like the scores)}.
+
+  The backward pass keeps queries, keys, outputs and one number per query (arXiv 2205.14135), no scores.
+  """
+  return _attend(scale, cap, q, parts)[0]
+
+
+def _scores(scale, cap, equation, q, part):
+  return jnp.where(part[2], capped(product(equation, q, part[0]) * scale, cap), MASKED)
+
+
+def _attend(scale, cap, q, parts):
+  scores = {e: _scores(scale, cap, e, q, part) for e, part in parts.items()}
+  top = functools.reduce(jnp.maximum, [s.max(-1, keepdims=True) for s in scores.values()])
+  weights = {e: jnp.exp(s - top) for e, s in scores.items()}
+  total = sum(w.sum(-1, keepdims=True) for w in weights.values())
+  out = sum(product(transposed(e)[0], w.astype(q.dtype), parts[e][1]) for e, w in weights.items())
+  return (out / total).astype(q.dtype), top + jnp.log(total)
+
+
+def _forward(scale, cap, q, parts):
+  out, normaliser = _attend(scale, cap, q, parts)
+  return out, (q, parts, out, normaliser)
+
+
+def _backward(scale, cap, kept, d_out):
+  q, parts, out, normaliser = kept
+  dot = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
+  dq, d_parts = jnp.zeros(q.shape, jnp.float32), {}
+  for e, (k, v, mask) in parts.items():
+    to_query, to_key = transposed(e)
+    s = _scores(scale, cap, e, q, (k, v, mask))
+    w = jnp.exp(s - normaliser)
+    ds = w * (product(e, d_out, v) - dot) * scale
+    if cap:
+      ds *= jnp.where(mask, 1 - (s / cap) ** 2, 0.0)
+    ds, w = ds.astype(q.dtype), w.astype(q.dtype)
+    dq += product(to_query, ds, k)
+    dk, dv = (jnp.swapaxes(product(to_key, *x), -1, -2).astype(k.dtype) for x in ((q, ds), (d_out, w)))
+    d_parts[e] = (dk, dv, None)
+  return dq.astype(q.dtype), d_parts
+
+
+attend.defvjp(_forward, _backward)
+
+
+def tree_attention(q_BxSxHxD, k_BxSxKxD, v_BxSxKxD, valid_BxP, slots_T, window, *, scale: float, cap: float):
+  """S = P + G*T: prompt tokens attend to their prompt, completions to the prompt and themselves. out_BxSxHxD.
+
+  Args:
+    valid_BxP: which prompt tokens are real.
+    slots_T: slots of a completion's tokens.
+    window: how many tokens a token sees, an int scalar; None: all.
+  """
+  (B, S, H, D), K = q_BxSxHxD.shape, k_BxSxKxD.shape[2]
+  P, T, R = valid_BxP.shape[1], len(slots_T), H // K
+  outs = []
+  pk, pv = (jnp.moveaxis(x[:, :P], 2, 1) for x in (k_BxSxKxD, v_BxSxKxD))
+  slots = jnp.arange(P)
+  wide = lambda mask: mask[:, None, None, None]
+  if P:
+    q = jnp.transpose(q_BxSxHxD[:, :P].reshape(B, 1, P, K, R, D), (0, 3, 1, 4, 2, 5))
+    size = max(BLOCK, -(-P // BLOCKS))
+    for start in range(0, P, size):
+      end = min(start + size, P)
+      mask = visible(slots[start:end], slots[:end], window)[None] & valid_BxP[:, None, :end]
+      part = {PROMPT: (pk[:, :, :end], pv[:, :, :end], wide(mask))}
+      outs.append(attend(scale, cap, q[:, :, :, :, start:end], part))
+    out = jnp.concatenate(outs, axis=4)
+    outs = [jnp.transpose(out, (0, 2, 4, 1, 3, 5)).reshape(B, P, H, D)]
+  if S > P:
+    G = (S - P) // T
+    q = jnp.transpose(q_BxSxHxD[:, P:].reshape(B, G, T, K, R, D), (0, 3, 1, 4, 2, 5))
+    ok, ov = (jnp.moveaxis(x[:, P:].reshape(B, G, T, K, D), 3, 1) for x in (k_BxSxKxD, v_BxSxKxD))
+    seen = wide(visible(slots_T, slots, window)[None] & valid_BxP[:, None])
+    own = visible(slots_T, P + jnp.arange(T), window)[None, None, None, None]
+    size = max(1, min(G, SCORES // (B * H * T * (P + T))))
+    chunks = []
+    for g in range(0, G, size):
+      parts = {OWN: (ok[:, :, g : g + size], ov[:, :, g : g + size], own)}
+      parts |= {PROMPT: (pk, pv, seen)} if P else {}
+      chunks.append(attend(scale, cap, q[:, :, g : g + size], parts))
+    out = jnp.concatenate(chunks, axis=2)
+    outs.append(jnp.transpose(out, (0, 2, 4, 1, 3, 5)).reshape(B, S - P, H, D))
+  return jnp.concatenate(outs, axis=1)
