@@ -4,6 +4,8 @@ import difflib
 import importlib
 import sys
 
+from past_jax import heap
+
 COMMANDS = {  # name -> (module with run(argv) -> exit code, one line of help)
   'study': ('past_jax.commands.study', 'run a config; the same command again resumes'),
   'sample': ('past_jax.commands.sample', 'completions for the prompts of a JSONL file'),
@@ -41,6 +43,8 @@ def main(argv: list[str]) -> int:
 
 
 def run() -> None:
+  if heap.cpu_only():
+    heap.keep()
   sys.exit(main(sys.argv[1:]))
 
 

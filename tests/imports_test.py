@@ -13,6 +13,7 @@ MAY = {
   'lora': {'types'},
   'logps': {'types'},
   'sampler': {'types'},
+  'heap': set(),
   'stop': set(),
   'progress': set(),
   'metrics': {'types'},
@@ -29,7 +30,7 @@ MAY = {
   'curricula': {'types'},
   'update': LEAVES,
   'collect': LEAVES | {'selects'},
-  'main': {'types'},
+  'main': {'types', 'heap'},
 }
 
 

@@ -1,0 +1,28 @@
+"""Where programs run on the CPU: memory that is freed stays with the process."""
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+
+MMAP_THRESHOLD, TRIM_THRESHOLD, ARENA_MAX = -3, -1, -8  # of mallopt(3)
+MOST = 2**31 - 1
+
+
+def cpu_only() -> bool:
+  """JAX will run on the CPU, told without starting its backends: said so, or no accelerator's plugin is installed."""
+  plugins = importlib.metadata.entry_points(group='jax_plugins')
+  return os.environ.get('JAX_PLATFORMS') == 'cpu' or not (plugins or importlib.util.find_spec('libtpu'))
+
+
+def keep() -> bool:
+  """Call before JAX's first use. False: this C library has no such switch.
+
+  glibc returns every large buffer to the kernel, so each run of a program would get its gigabytes of temporary memory
+  anew, zeroed page by page: a tenth of an update's time (LOG.md). One arena, because only the first can grow so large.
+  """
+  try:
+    mallopt = ctypes.CDLL('libc.so.6').mallopt
+  except (OSError, AttributeError):
+    return False
+  return all(mallopt(*pair) for pair in ((MMAP_THRESHOLD, MOST), (TRIM_THRESHOLD, MOST), (ARENA_MAX, 1)))
