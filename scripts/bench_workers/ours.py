@@ -10,7 +10,7 @@ import numpy as np
 from bench_workers import jax_side
 from bench_workers.protocol import serve
 from bench_workers.work import BETA, GREEDY, LEARNING_RATE, Work, cost, flops
-from past_jax import losses, mesh, models, sampler, update
+from past_jax import heap, losses, mesh, models, sampler, update
 from past_jax.logps import group_logps
 from past_jax.models import weights
 from past_jax.types import Batch, Prompts, Selection
@@ -160,4 +160,6 @@ class Worker:
 
 
 if __name__ == '__main__':
+  if heap.cpu_only():
+    heap.keep()  # as `past` does
   serve(Worker())
