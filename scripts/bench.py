@@ -144,8 +144,8 @@ def environment(peer: Peer) -> str:
 def start(stack: contextlib.ExitStack, side: str, checkout: str = '') -> Worker:
   """A worker of `ours` or of a peer. `checkout`: another past_jax for `self`."""
   peer = PEERS['self' if side == 'ours' else side]
-  root = checkout or str(Path(__file__).parent.parent)
-  env = {'PYTHONPATH': root} if peer.module == 'ours' else {'PYTHONPATH': '', 'HF_HUB_OFFLINE': '1'}
+  root = Path(checkout or Path(__file__).parent.parent).resolve()
+  env = {'PYTHONPATH': str(root)} if peer.module == 'ours' else {'PYTHONPATH': '', 'HF_HUB_OFFLINE': '1'}
   log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / f'{side}.log'
   return stack.enter_context(Worker(side, environment(peer), peer.module, log, env))
 
@@ -306,8 +306,12 @@ def parse(argv):
   out = command('profile', 'where a program of ours spends its time')
   out.add_argument('what', choices=('update', 'prefill', 'decode'))
   out.add_argument('--most', type=int, default=25, help='how many instructions to list')
-  out.set_defaults(skew=False, slots=0, against='self')
+  out.set_defaults(skew=False, slots=0, against='self', checkout='')
   args = parser.parse_args(argv)
+  if args.checkout and args.against != 'self':
+    parser.error('--checkout is another past_jax to compare with: add --against self.')
+  if args.checkout and not (Path(args.checkout) / 'past_jax').is_dir():
+    parser.error(f'--checkout {args.checkout}: there is no past_jax in it.')
   updates = args.command in ('update', 'memory') or args.command == 'profile' and args.what == 'update'
   if updates and args.group % 2:
     parser.error(f'--group {args.group}: pairs need an even number of completions.')

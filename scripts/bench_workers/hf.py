@@ -13,6 +13,7 @@ class Worker:
     self.work = work = Work(**work)
     device = torch_side.DEVICE
     self.model = transformers.AutoModelForCausalLM.from_pretrained(work.weights, dtype=torch.float32).to(device).eval()
+    self.model.generation_config.eos_token_id = None  # nothing stops a completion, and no id is barred
     prompt_BxP, _ = work.ids(self.model.config.vocab_size)
     self.ids = torch.tensor(prompt_BxP, dtype=torch.long, device=device)
     self.checks = {'greedy': self.generate(GREEDY, do_sample=False).tolist()} if check else {}
@@ -28,7 +29,6 @@ class Worker:
     out = self.model.generate(
       self.ids,
       attention_mask=torch.ones_like(self.ids),
-      min_new_tokens=length,
       max_new_tokens=length,
       pad_token_id=0,
       **options,
