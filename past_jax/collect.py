@@ -165,7 +165,7 @@ class Reference(NamedTuple):
   one_update: bool
   same_view: bool  # completions are trained in the view they were sampled in, and all are the policy's own samples
   max_gap: float
-  chunk: int  # prompts per scoring call: the update's batch
+  chunk: int  # prompts per scoring call: those whose activations an update holds at once
 
   def mode(self, gap: float) -> str:
     if self.role == 'policy' and self.one_update:

@@ -1,7 +1,8 @@
 """The device mesh and where arrays live on it.
 
 Parameters are placed by rules, an ordered list of (regex on the path, axes per dimension); the first match wins and an
-array without a rule is an error. Optimizer moments repeat the paths of the parameters, so the same rules place them.
+array without a rule is an error. What optimizers keep repeats the paths of the parameters, so the same rules place it;
+sums over some of a parameter's dimensions, as of factored moments, are small and replicated.
 """
 
 import re
@@ -15,6 +16,7 @@ from past_jax.types import UserError
 
 AXES = ('data', 'fsdp', 'tensor')
 BATCH = ('data', 'fsdp')  # a batch is split over both
+OPTIMIZER = 'opt_state/'  # where an optimizer's arrays are in a `TrainState`
 Rules = Sequence[tuple[str, tuple]]
 
 
@@ -50,6 +52,8 @@ def shardings(mesh: Mesh, tree, rules: Rules):
     spec = next((axes for pattern, axes in rules if re.search(pattern, name)), None)
     if spec is None:
       raise UserError(f'No sharding rule matches the parameter {name!r} of shape {leaf.shape}.')
+    if name.startswith(OPTIMIZER) and leaf.ndim < len(spec):
+      spec = ()
     for size, axes in zip(leaf.shape, spec):
       names = (axes,) if isinstance(axes, str) else (axes or ())
       ways = int(np.prod([mesh.shape[a] for a in names]))
