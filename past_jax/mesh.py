@@ -1,8 +1,8 @@
 """The device mesh and where arrays live on it.
 
 Parameters are placed by rules, an ordered list of (regex on the path, axes per dimension); the first match wins and an
-array without a rule is an error. What optimizers keep repeats the paths of the parameters, so the same rules place it;
-sums over some of a parameter's dimensions, as of factored moments, are small and replicated.
+array without a rule is an error. Optimizer moments repeat the paths of the parameters, so the same rules place them;
+what else an optimizer keeps is small and replicated: sums over a parameter's dimensions, constants.
 """
 
 import re
@@ -50,10 +50,10 @@ def shardings(mesh: Mesh, tree, rules: Rules):
     if leaf.ndim == 0:
       return NamedSharding(mesh, PartitionSpec())
     spec = next((axes for pattern, axes in rules if re.search(pattern, name)), None)
+    if name.startswith(OPTIMIZER) and (spec is None or leaf.ndim < len(spec)):
+      spec = ()
     if spec is None:
       raise UserError(f'No sharding rule matches the parameter {name!r} of shape {leaf.shape}.')
-    if name.startswith(OPTIMIZER) and leaf.ndim < len(spec):
-      spec = ()
     for size, axes in zip(leaf.shape, spec):
       names = (axes,) if isinstance(axes, str) else (axes or ())
       ways = int(np.prod([mesh.shape[a] for a in names]))

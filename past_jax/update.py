@@ -49,8 +49,8 @@ def adamw(*, learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=1
 def adafactor(*, learning_rate, decay=0.8, weight_decay=0.0, clip=1.0) -> optax.GradientTransformation:
   """arXiv 1804.04235: steps relative to the size of the parameters, without first moments.
 
-  Second moments of a matrix are kept as sums of its rows and columns. The layers are stacked, so sizes of parameters
-  and of updates are those of all layers of a kind.
+  Second moments of a matrix, whose sides are 128 or more, are kept as sums of its rows and columns. The layers are
+  stacked, so sizes of parameters and of updates are those of all layers of a kind.
   """
   return clipped(clip, optax.adafactor(learning_rate, decay_rate=decay, weight_decay_rate=weight_decay or None))
 

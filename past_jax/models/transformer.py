@@ -37,14 +37,13 @@ RULES = (  # parameter path -> mesh axes, leading axis of `layers/` is the layer
   ('(gate|up)/bias$', (None, 'tensor')),
   ('(scale|bias|lora_a|lora_b)$', ()),
 )
-# What a layer keeps for the backward pass: all, its input alone, or also the products with its kernels; the rest is
-# computed again.
+# What a layer keeps for the backward pass: all, its products with kernels, or its input. The rest is computed again.
 REMAT = {
   'none': lambda block: block,
-  'layer': functools.partial(nn.remat, prevent_cse=False),
   'dots': functools.partial(
     nn.remat, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
   ),
+  'layer': functools.partial(nn.remat, prevent_cse=False),
 }
 INPUT_AXES = {'o': 2}  # of a linear layer's kernel, behind the axis of layers: those that a product sums over; else 1
 ACTIVATIONS = {
