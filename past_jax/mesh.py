@@ -1,7 +1,8 @@
 """The device mesh and where arrays live on it.
 
 Parameters are placed by rules, an ordered list of (regex on the path, axes per dimension); the first match wins and an
-array without a rule is an error. Optimizer moments repeat the paths of the parameters, so the same rules place them.
+array without a rule is an error. Optimizer moments repeat the paths of the parameters, so the same rules place them;
+what else an optimizer keeps is small and replicated: sums over a parameter's dimensions, constants.
 """
 
 import re
@@ -15,6 +16,7 @@ from past_jax.types import UserError
 
 AXES = ('data', 'fsdp', 'tensor')
 BATCH = ('data', 'fsdp')  # a batch is split over both
+OPTIMIZER = 'opt_state/'  # where an optimizer's arrays are in a `TrainState`
 Rules = Sequence[tuple[str, tuple]]
 
 
@@ -48,6 +50,8 @@ def shardings(mesh: Mesh, tree, rules: Rules):
     if leaf.ndim == 0:
       return NamedSharding(mesh, PartitionSpec())
     spec = next((axes for pattern, axes in rules if re.search(pattern, name)), None)
+    if name.startswith(OPTIMIZER) and (spec is None or leaf.ndim < len(spec)):
+      spec = ()
     if spec is None:
       raise UserError(f'No sharding rule matches the parameter {name!r} of shape {leaf.shape}.')
     for size, axes in zip(leaf.shape, spec):

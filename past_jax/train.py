@@ -166,7 +166,7 @@ class Loop:
   def collect(self, stage: Stage, examples, rendered, plan) -> Collected:
     c, rounds = self.cursor, stage.rounds
     calls = plan.prompts // stage.collector.prompts_per_call
-    totals = {'sample': calls, 'judge': 1, 'reference': plan.prompts // stage.batch}
+    totals = {'sample': calls, 'judge': 1, 'reference': plan.prompts // stage.reference.chunk}
 
     def tick(arrays):
       self.tick(arrays)

@@ -1,31 +1,145 @@
 """The update: losses of several terms added up in one gradient, one optimizer step, one program."""
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers
+from optax.contrib import muon as optax_muon
 
-from past_jax.logps import group_logps, token_mask
+from past_jax.logps import CHUNK, group_outputs, token_mask
+from past_jax.lora import STACKED
+from past_jax.mesh import BATCH, constrain, path_string
 from past_jax.types import Loss, Policy, TrainState, Update
 
+# --- optimizers ---------------------------------------------------------------------------------------------------
 
-def schedule(*, lr: float, warmup: float, total: int, end: float = 0.0) -> optax.Schedule:
-  """Linear warm-up over the share `warmup` of `total` updates, then a cosine to `end` * lr."""
+
+def schedule(
+  *,
+  lr: float,
+  warmup: float,
+  total: int,
+  schedule: Literal['cosine', 'linear', 'constant'] = 'cosine',
+  end: float = 0.0,
+) -> optax.Schedule:
+  """Linear warm-up over the share `warmup` of `total` updates, then by `schedule` to `end` * lr; `constant` stays."""
   rise = max(1, round(warmup * total))
-  return optax.warmup_cosine_decay_schedule(lr / rise, lr, rise - 1, max(total - 1, rise), lr * end)
+  steps = max(total - rise, 1)
+  after = {
+    'cosine': optax.cosine_decay_schedule(lr, steps, end),
+    'linear': optax.linear_schedule(lr, lr * end, steps),
+    'constant': optax.constant_schedule(lr),
+  }
+  return optax.join_schedules([optax.linear_schedule(lr / rise, lr, rise - 1), after[schedule]], [rise - 1])
+
+
+def clipped(clip: float, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Behind clipping of the global gradient norm (`clip` 0: off)."""
+  return optax.chain(*([optax.clip_by_global_norm(clip)] if clip else []), optimizer)
 
 
 def adamw(*, learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=1.0) -> optax.GradientTransformation:
-  """AdamW behind clipping of the global gradient norm (`clip` 0: off)."""
-  clipping = [optax.clip_by_global_norm(clip)] if clip else []
-  return optax.chain(*clipping, optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay))
+  """Adam with decoupled weight decay: arXiv 1711.05101."""
+  return clipped(clip, optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay))
+
+
+def adafactor(*, learning_rate, decay=0.8, weight_decay=0.0, clip=1.0) -> optax.GradientTransformation:
+  """arXiv 1804.04235: steps relative to the size of the parameters, without first moments.
+
+  Second moments of a matrix, whose sides are 128 or more, are kept as sums of its rows and columns. The layers are
+  stacked, so sizes of parameters and of updates are those of all layers of a kind.
+  """
+  return clipped(clip, optax.adafactor(learning_rate, decay_rate=decay, weight_decay_rate=weight_decay or None))
+
+
+def lion(*, learning_rate, b1=0.9, b2=0.99, weight_decay=0.0, clip=1.0) -> optax.GradientTransformation:
+  """arXiv 2302.06675: the sign of an interpolated first moment; a learning rate of a tenth of AdamW's suits."""
+  return clipped(clip, optax.lion(learning_rate, b1, b2, weight_decay=weight_decay))
+
+
+def sgd(*, learning_rate, momentum=0.0, clip=1.0) -> optax.GradientTransformation:
+  return clipped(clip, optax.sgd(learning_rate, momentum or None))
+
+
+def muon(
+  *, learning_rate, input_axes: Mapping[str, int], momentum=0.95, weight_decay=0.0, b1=0.9, b2=0.99, clip=1.0
+) -> optax.GradientTransformation:
+  """Momentum whose matrices are orthogonalized, for the kernels of the layers; Adam (b1, b2) for everything else.
+
+  Scaled to the size of Adam's updates (arXiv 2502.16982, equation 4), so AdamW's learning rates suit both.
+
+  Args:
+    input_axes: name of a layer -> how many axes of its kernel its product sums over; 1 for the others.
+  """
+
+  def matrices(params):
+    def matrix(path, leaf):
+      *_, layer, name = path_string(path).split('/')
+      if name != 'kernel' or not path_string(path).startswith(STACKED):
+        return None
+      first = 1 + (input_axes[layer] if layer in input_axes else 1)  # axis 0 is the layer: each has its own matrix
+      return MuonDimensionNumbers(tuple(range(1, first)), tuple(range(first, leaf.ndim)))
+
+    return jax.tree_util.tree_map_with_path(matrix, params)
+
+  options = dict(adam_b1=b1, adam_b2=b2, weight_decay=weight_decay, adam_weight_decay=weight_decay, consistent_rms=0.2)
+  return clipped(clip, optax_muon(learning_rate, beta=momentum, muon_weight_dimension_numbers=matrices, **options))
+
+
+OPTIMIZERS = {'adamw': adamw, 'adafactor': adafactor, 'lion': lion, 'muon': muon, 'sgd': sgd}
+
+# --- the step -----------------------------------------------------------------------------------------------------
 
 
 def public_name(term: str, name: str) -> str:
   """TRL's names for rewards and log-probs of the preference, `term/loss/metric` for the rest."""
   _, _, inner = name.partition('/')
   return inner if term == 'group' and inner.startswith(('rewards/', 'logps/')) else f'{term}/{name}'
+
+
+def split(tree, parts: int):
+  """[B, ...] -> [parts, B / parts, ...], strided: each part has its share of every data shard, and no row moves."""
+
+  def one(x):
+    return constrain(jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), None, BATCH)
+
+  return jax.tree.map(one, tree)
+
+
+def join(tree):
+  """The inverse of `split`."""
+  return jax.tree.map(lambda x: constrain(jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), BATCH), tree)
+
+
+def add(a, b):
+  return jax.tree.map(jnp.add, a, b)
+
+
+def forward(score: Callable, trained, rows, micro: int):
+  """(score(trained, rows), pull): pull(cotangent, grads) is `grads` plus the gradient of what is trained.
+
+  With more than `micro` rows (0: any) they are computed `micro` at a time, and once more in `pull`: activations of one
+  micro-batch exist at a time, whatever function of all outputs the cotangent comes from.
+  """
+  B = jax.tree.leaves(rows)[0].shape[0]
+  if not micro or micro >= B:
+    outputs, transposed = jax.vjp(lambda trained: score(trained, rows), trained)
+    return outputs, lambda cotangent, grads: add(grads, *transposed(cotangent))
+  parts = split(rows, B // micro)
+  outputs = join(jax.lax.map(lambda part: score(trained, part), parts))
+
+  def pull(cotangent, grads):
+    def one(grads, part):
+      rows, cotangent = part
+      _, transposed = jax.vjp(lambda trained: score(trained, rows), trained)
+      return add(grads, *transposed(cotangent)), None
+
+    return jax.lax.scan(one, grads, (parts, split(cotangent, B // micro)))[0]
+
+  return outputs, pull
 
 
 def gradient(
@@ -35,35 +149,51 @@ def gradient(
   optimizer: optax.GradientTransformation,
   learning_rate: optax.Schedule,
   whole: Callable = lambda weights, trained: trained,
+  micro: int = 0,
+  chunk: int = CHUNK,
 ) -> Update:
   """One step of `optimizer` on sum_term weight * loss(term's batch).
 
   `whole(weights, trained)` is the model: what is trained, or adapters attached to the frozen role `base`. No gradient
   is taken of the frozen roles, and no moments are kept for them.
 
+  Losses are differentiated once, in the outputs of the whole batch; only the model's passes are cut into micro-batches.
+  So the gradient is that of the whole batch also for losses that are no mean over its rows.
+
   A non-finite loss, gradient or new parameter leaves the state as it was and says so: metric `finite` 0, and `bad/TERM`
   marks the prompts whose log-probs are not finite.
+
+  Args:
+    micro: prompts of a term whose activations exist at once; 0: all. A term's batch has a multiple, or no more.
+    chunk: tokens whose logits exist at once.
   """
 
   def init(params) -> TrainState:
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
-  def objective(trained, weights, batches):
-    params, total, metrics = whole(weights, trained), jnp.float32(0), {}
+  def objective(outputs, batches):
+    total, metrics = jnp.float32(0), {}
     for term, (weight, loss) in losses.items():
-      batch = batches[term]
-      logps = group_logps(policy, params, batch.prompts, batch.ids_BxGxT, batch.length_BxG)
-      value, named = loss({'logps_BxGxT': logps}, batch)
+      batch, logps = batches[term], outputs[term]['logps_BxGxT']
+      value, named = loss(outputs[term], batch)
       total += weight * value
       metrics |= {public_name(term, name): x for name, x in named.items()}
       metrics[f'bad/{term}'] = ~jnp.isfinite(logps).all(axis=(1, 2))
-      T = batch.ids_BxGxT.shape[2]
-      metrics[f'{term}/tokens'] = token_mask(batch.prompts, batch.length_BxG, T).sum()
+      metrics[f'{term}/tokens'] = token_mask(batch.prompts, batch.length_BxG, logps.shape[2]).sum()
     return total, metrics
 
   def step(state: TrainState, weights, batches) -> tuple[TrainState, dict]:
     # What a loss needs of the frozen roles it gets through the batch.
-    (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params, weights, batches)
+    outputs, pulls = {}, {}
+    for term, (_, loss) in losses.items():
+      options = dict(statistics=getattr(loss, 'statistics', ()), chunk=chunk)
+      score = lambda trained, rows, options=options: group_outputs(policy, whole(weights, trained), *rows, **options)
+      rows = (batches[term].prompts, batches[term].ids_BxGxT, batches[term].length_BxG)
+      outputs[term], pulls[term] = forward(score, state.params, rows, micro)
+    (loss, metrics), cotangents = jax.value_and_grad(objective, has_aux=True)(outputs, batches)
+    grads = jax.tree.map(jnp.zeros_like, state.params)
+    for term in losses:
+      grads = pulls[term](cotangents[term], grads)
     norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     stepped = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from past_jax import build, models, train
+from past_jax import build, models, train, update
 from past_jax.commands import study
 from past_jax.main import main
 from past_jax.metrics import rows
@@ -137,6 +137,9 @@ def edited(*edits, arg='size=tiny') -> ConfigDict:
   return ConfigDict(tree)
 
 
+MUON = {'name': 'muon', 'lr': 1e-3, 'schedule': 'cosine', 'warmup': 0.0, 'end': 0.0}
+
+
 @pytest.mark.parametrize(
   'edits, message',
   [
@@ -147,6 +150,13 @@ def edited(*edits, arg='size=tiny') -> ConfigDict:
     ([('optimizer.lr', '1e-3')], "config.optimizer.lr='1e-3' must be a number."),
     ([('optimizer.lr', float('nan'))], 'config.optimizer.lr=nan must be a number of at least 0.0.'),
     ([('optimizer.lr', None)], 'config.optimizer.lr is missing.'),
+    ([('optimizer.learning_rate', 1.0)], "config.optimizer: 'adamw' does not take learning_rate; it takes b1, b2, eps"),
+    ([('optimizer.schedule', 'cosin')], "config.optimizer.schedule='cosin': choose one of cosine, linear, constant."),
+    ([('optimizer.name', 'lion')], "config.optimizer: 'lion' does not take eps; it takes b1, b2, weight_decay, clip."),
+    ([('optimizer', MUON), ('model.lora.rank', 4)], "config.optimizer 'muon' orthogonalizes whole kernels"),
+    ([('model.remat', 'dot')], "config.model.remat='dot': choose one of 'none', 'dots', 'layer'. Did you mean 'dots'?"),
+    ([('study.micro', 3)], 'config.study.batch=8 must be a multiple of config.study.micro=3, or no larger.'),
+    ([('study.micro', 4), ('study.replay_batch', 6)], 'config.study.replay_batch=6 must be a multiple of config.study'),
     ([('study.rounds', True)], 'config.study.rounds=True must be a whole number.'),
     ([('study.judge', 'random')], "config.study.judge='random' must be a dict of keys."),
     ([('study.judge.name', None)], 'config.study.judge.name is missing: choose one of'),
@@ -177,6 +187,18 @@ def edited(*edits, arg='size=tiny') -> ConfigDict:
 def test_check_names_the_key_and_what_to_do(edits, message):
   problems = build.check(edited(*edits), devices=8)
   assert any(message in problem for problem in problems), problems
+
+
+def test_micro_batches_fill_the_data_axes_of_the_mesh():
+  assert build.check(edited(('study.micro', 4)), devices=4) == []
+  (problem,) = build.check(edited(('study.micro', 2)), devices=4)
+  assert problem.startswith('config.study.micro=2 must be a multiple of 4, the devices of the mesh axes')
+
+
+@pytest.mark.parametrize('name', update.OPTIMIZERS)
+def test_every_optimizer_can_be_chosen_from_the_command_line(name):
+  keys = MUON | {'name': name}
+  assert build.check(load('past', 'size=tiny', f'--config.optimizer={keys}'), 1) == []
 
 
 def test_check_lists_all_problems_of_a_kind_at_once():

@@ -64,33 +64,6 @@ def test_the_first_token_after_an_empty_prompt_has_no_log_prob(ragged):
   assert not mask[empty][:, :, 0].any()
 
 
-def test_no_array_spans_all_tokens_and_the_vocabulary(policy, params, ragged):
-  """At this size a chunk is 1 position of 8 x 3 completions; nothing of [.., T, V] may exist, backward included."""
-
-  def loss(params):
-    return group_logps(policy, params, *ragged, chunk=24).sum()
-
-  def shapes(jaxpr):
-    for equation in jaxpr.eqns:
-      yield from (v.aval.shape for v in equation.outvars)
-      for inner in _inner(equation):
-        yield from shapes(inner)
-
-  def _inner(equation):
-    for value in equation.params.values():
-      for item in value if isinstance(value, tuple | list) else (value,):
-        if hasattr(item, 'jaxpr'):
-          yield item.jaxpr
-        elif hasattr(item, 'eqns'):
-          yield item
-
-  vocab = params['embed']['embedding'].shape[0]
-  found = [s for s in shapes(jax.make_jaxpr(jax.grad(loss))(params).jaxpr) if vocab in s]
-  assert found, 'the walk saw no logits at all'
-  largest = max(int(np.prod(s)) for s in found if s != params['embed']['embedding'].shape)
-  assert largest <= max(24 * vocab, params['embed']['embedding'].size)
-
-
 def sampled(policy, params, prompts, keys, temperature=1.0, **kwargs):
   draw = jax.jit(lambda p, k, pr, t: sample(policy, p, k, pr, t, jnp.array([3, -1]), group=4, length=7, **kwargs))
   return draw(params, keys, prompts, temperature)

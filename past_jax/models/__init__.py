@@ -23,7 +23,7 @@ class Model(NamedTuple):
   read: Callable[[jax.sharding.Mesh], Params]  # the weights, placed; only owned slices are read
 
 
-def load(spec: str, *, dtype: str = 'float32', remat: bool = False, rope: str = 'short', seed: int = 0) -> Model:
+def load(spec: str, *, dtype: str = 'float32', remat: str = 'none', rope: str = 'short', seed: int = 0) -> Model:
   """The model that `spec` names; `scratch:tiny` is a random one with a byte tokenizer, made from `seed`.
 
   Raises:

@@ -37,6 +37,14 @@ RULES = (  # parameter path -> mesh axes, leading axis of `layers/` is the layer
   ('(gate|up)/bias$', (None, 'tensor')),
   ('(scale|bias|lora_a|lora_b)$', ()),
 )
+# What a layer keeps for the backward pass: all, its products with kernels, or its input. The rest is computed again.
+REMAT = {
+  'none': lambda block: block,
+  'dots': functools.partial(
+    nn.remat, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  ),
+  'layer': functools.partial(nn.remat, prevent_cse=False),
+}
 INPUT_AXES = {'o': 2}  # of a linear layer's kernel, behind the axis of layers: those that a product sums over; else 1
 ACTIVATIONS = {
   'silu': nn.silu,
@@ -247,13 +255,12 @@ class Block(nn.Module):
 class Transformer(nn.Module):
   config: ModelConfig
   dtype: jnp.dtype
-  remat: bool
+  remat: str
 
   def setup(self):
     c = self.config
-    block = nn.remat(Block, prevent_cse=False) if self.remat else Block
     scan = nn.scan(
-      block,
+      REMAT[self.remat](Block),
       variable_axes={'params': 0},
       split_rngs={'params': True},
       in_axes=(0, nn.broadcast),
@@ -324,8 +331,8 @@ def prompt_layout(prompts: Prompts):
   return jnp.maximum(offset_BxP, 0), offset_BxP >= 0
 
 
-def transformer(config: ModelConfig, *, dtype='float32', remat: bool = False) -> Policy:
-  """The `Policy` of a configuration. Parameters are float32; `dtype` is that of the products.
+def transformer(config: ModelConfig, *, dtype='float32', remat: str = 'none') -> Policy:
+  """The `Policy` of a configuration. Parameters are float32; `dtype` is that of the products, `remat` one of `REMAT`.
 
   Norms, rotations, softmax, soft caps and logits are computed in float32 whatever `dtype` is.
   """

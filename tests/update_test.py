@@ -1,0 +1,196 @@
+"""The update: a batch in parts is the whole batch, statistics of tokens, optimizers, schedules."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from past_jax import logps, losses, update
+from past_jax import mesh as mesh_lib
+from past_jax.models import RULES
+from past_jax.types import Batch, Policy, Prompts, Selection
+
+RATE = optax.constant_schedule(1e-2)
+
+
+def select(rng, B, G):
+  pairs = lambda: rng.integers(0, G, (B, 2)).astype(np.int32)
+  weights = lambda *shape: rng.uniform(0, 1, shape).astype(np.float32).round(1)  # some are 0
+  members = np.broadcast_to(np.arange(G, dtype=np.int32), (B, G))
+  return Selection(pairs(), pairs(), weights(B, 2), weights(B, G), weights(B, G), members)
+
+
+@pytest.fixture(scope='module')
+def batches(ragged):
+  """Terms of 8, 8 and 4 prompts, lengths from 0; the reference of `group` is off the policy, `own` is its own."""
+  rng = np.random.default_rng(3)
+  prompts, ids, length = ragged
+  B, G = length.shape
+  ref = np.where(logps.token_mask(prompts, length, ids.shape[2]), rng.normal(-5, 1, ids.shape), 0).astype(np.float32)
+  source = np.zeros((B, G), np.int32)
+  group = Batch(prompts, ids, length, ref, None, source, select(rng, B, G))
+  own = dataclasses.replace(group, ref_logps_BxGxT=None, selection=select(rng, B, G))
+  prompts = Prompts(prompts.ids_BxP[4:], prompts.length_B[4:])
+  text = Batch(prompts, ids[4:, :1], length[4:, :1], None, None, source[4:, :1], select(rng, 4, 1))
+  return {'group': group, 'own': own, 'text': text}
+
+
+def sorted_ratios(outputs, batch):
+  """The k-th largest log-ratio of the chosen against that of the rejected: no mean over rows, all rows see all."""
+  ratio = (outputs['logps_BxGxT'] - batch.ref_logps_BxGxT).sum(-1)
+  ordered = lambda index: jnp.sort(jnp.take_along_axis(ratio, index, axis=1).ravel())
+  gaps = ordered(batch.selection.chosen_BxJ) - ordered(batch.selection.rejected_BxJ)
+  loss = -jax.nn.log_sigmoid(0.1 * gaps).mean()
+  return loss, {'loss': loss}
+
+
+def doubtful(outputs, batch):
+  """DPO against itself, and two statistics of all tokens under a root."""
+  entropy, squares = (outputs[f'{name}_BxGxT'].sum() for name in doubtful.statistics)
+  loss, metrics = losses.dpo()(outputs, batch)
+  return loss + jnp.sqrt(entropy) + 0.1 * jnp.sqrt(-squares), metrics | {'entropy': entropy, 'squares': squares}
+
+
+doubtful.statistics = ('entropy', 'log_sum_sq')
+LOSSES = {
+  'group': (1.0, losses.add([(1.0, 'dpo', losses.dpo()), (0.5, 'nll', losses.nll()), (2.0, 'sorted', sorted_ratios)])),
+  'own': (0.3, doubtful),
+  'text': (0.7, losses.nll()),
+}
+
+
+def bag_of_words():
+  """A policy of `group` and `head` alone that compiles at once, and its parameters."""
+
+  def group(params, prompts, ids_BxGxT, length_BxG):
+    P = prompts.ids_BxP.shape[1]
+    real = jnp.arange(P)[None] >= P - prompts.length_B[:, None]
+    said = jnp.where(real[..., None], params['embed'][prompts.ids_BxP], 0).sum(1)
+    own = jnp.cumsum(params['embed'][ids_BxGxT], axis=2)
+    before = jnp.pad(own[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0)))
+    return jnp.tanh((said[:, None, None] + before) @ params['mix'])
+
+  rng = np.random.default_rng(0)
+  params = {'embed': rng.normal(size=(256, 6)).astype(np.float32), 'mix': rng.normal(size=(6, 6)).astype(np.float32)}
+  head = lambda params, hidden: hidden @ params['embed'].T
+  return Policy(None, None, group, head, None, None, None), params
+
+
+def made(policy, terms=LOSSES, **options):
+  """An update whose only moment is the gradient itself."""
+  return update.gradient(policy=policy, losses=terms, optimizer=optax.trace(0.0), learning_rate=RATE, **options)
+
+
+def stepped(update_, params, batches, weights=None):
+  """(metrics, gradient) of one step."""
+  state, metrics = jax.jit(update_.step)(update_.init(params), weights or {}, batches)
+  return jax.device_get((metrics, state.opt_state.trace))
+
+
+def assert_close(found, wanted, size=1e-5):
+  """Metrics, and gradients within `size` of the largest entry of each array."""
+  assert found[0].keys() == wanted[0].keys()
+  for name, value in wanted[0].items():
+    np.testing.assert_allclose(found[0][name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+  for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(wanted[1]), jax.tree.leaves(found[1]), strict=True):
+    assert np.abs(a).max() > 0
+    np.testing.assert_allclose(b, a, rtol=0, atol=size * np.abs(a).max(), err_msg=mesh_lib.path_string(path))
+
+
+# --- micro-batches ------------------------------------------------------------------------------------------------
+
+BAG, WORDS = bag_of_words()
+
+
+@pytest.fixture(scope='module')
+def whole(batches):
+  return stepped(made(BAG), WORDS, batches)
+
+
+@pytest.mark.parametrize('micro', [1, 2, 4])
+def test_a_batch_in_parts_is_the_whole_batch(batches, whole, micro):
+  """P18: unequal lengths, three terms of which one has fewer prompts, losses that are no mean over rows."""
+  assert_close(stepped(made(BAG, micro=micro), WORDS, batches), whole)
+
+
+def test_the_gradient_is_that_of_the_plain_objective(batches, whole):
+  """Without the two passes: one function of the parameters, differentiated."""
+
+  def objective(params):
+    total = 0
+    for term, (weight, loss) in LOSSES.items():
+      b = batches[term]
+      rows, names = (b.prompts, b.ids_BxGxT, b.length_BxG), getattr(loss, 'statistics', ())
+      total += weight * loss(logps.group_outputs(BAG, params, *rows, statistics=names), b)[0]
+    return total
+
+  loss, grads = jax.jit(jax.value_and_grad(objective))(WORDS)
+  assert_close(({'loss': loss}, grads), ({'loss': whole[0]['loss']}, whole[1]))
+
+
+def test_a_reference_of_none_stays_exact_in_parts(batches):
+  metrics, grads = stepped(made(BAG, {'own': (1.0, losses.dpo())}, micro=2), WORDS, batches)
+  assert metrics['own/loss'] == np.float32(np.log(2)) and metrics['own/rewards/margins'] == 0
+  assert max(np.abs(x).max() for x in jax.tree.leaves(grads)) > 0
+
+
+def test_what_is_trained_may_be_a_part_of_the_model(batches, whole):
+  """As adapters are: what else there is comes as a frozen role, and has no gradient."""
+  join = lambda weights, trained: weights['base'] | trained
+  metrics, grads = stepped(made(BAG, whole=join, micro=2), {'mix': WORDS['mix']}, batches, {'base': WORDS})
+  norms = {name: metrics[name] for name in ('param_norm', 'grad_norm')}  # of what is trained
+  assert_close((metrics, grads), (whole[0] | norms, {'mix': whole[1]['mix']}))
+
+
+def test_parts_move_nothing_between_devices_but_sums(batches, whole):
+  mesh = mesh_lib.make({'data': 4, 'fsdp': 1, 'tensor': 1})
+  with jax.set_mesh(mesh):
+    update_ = made(BAG, {'own': (1.0, losses.dpo())}, micro=4)
+    args = update_.init(WORDS), {}, mesh_lib.put_batch(mesh, {'own': batches['own']})
+    text = jax.jit(update_.step).lower(*args).compile().as_text()
+  found = set(re.findall(r' (all-[a-z]+|collective-[a-z]+|reduce-scatter)(?:-start)?\(', text))
+  assert found == {'all-reduce'}
+
+
+def test_the_model_on_eight_devices_in_parts(policy, params, batches):
+  terms, batch = {'group': LOSSES['group']}, {'group': batches['group']}
+  one = stepped(made(policy, terms), params, batch)
+  mesh = mesh_lib.make({'data': 2, 'fsdp': 2, 'tensor': 2})
+  update_ = made(policy, terms, micro=4)
+  with jax.set_mesh(mesh):
+    state = update_.init(params)
+    placed = mesh_lib.shardings(mesh, state, RULES)
+    step = jax.jit(update_.step, out_shardings=(placed, None))
+    state, metrics = step(jax.device_put(state, placed), {}, mesh_lib.put_batch(mesh, batch))
+  assert_close(jax.device_get((metrics, state.opt_state.trace)), one)
+
+
+# --- statistics of tokens -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('chunk', [logps.CHUNK, 24])
+def test_statistics_are_those_of_the_distribution(ragged, chunk):
+  """Against loops in float64, and their gradients against those of the formulas on whole logits."""
+  prompts, ids, length = ragged
+  names = ('entropy', 'log_sum_sq')
+  read = lambda params: logps.group_outputs(BAG, params, *ragged, statistics=names, chunk=chunk)
+  found = jax.jit(read)(WORDS)
+  assert sorted(found) == ['entropy_BxGxT', 'log_sum_sq_BxGxT', 'logps_BxGxT']
+  logits = np.asarray(BAG.head(WORDS, BAG.group(WORDS, *ragged)), np.float64)
+  for b, g, t in np.ndindex(ids.shape):
+    p = np.exp(logits[b, g, t] - logits[b, g, t].max())
+    p /= p.sum()
+    real = t < length[b, g] and (t or prompts.length_B[b])
+    expected = -(p * np.log(p)).sum(), np.log((p * p).sum()), np.log(p[ids[b, g, t]])
+    for name, value in zip((*names, 'logps'), expected):
+      np.testing.assert_allclose(found[f'{name}_BxGxT'][b, g, t], value if real else 0, atol=2e-5)
+  mask = logps.token_mask(prompts, length, ids.shape[2])
+
+  def naive(params):
+    logp = jax.nn.log_softmax(BAG.head(params, BAG.group(params, *ragged)))
+    entropy, squares = -(jnp.exp(logp) * logp).sum(-1), jnp.log(jnp.exp(2 * logp).sum(-1))
+    return jnp.where(mask, entropy + 0.3 * squares, 0).sum()
