@@ -59,6 +59,7 @@ JUDGES = {
   'length_normalised': dict(name='length_normalised', role='base'),
   'preference': dict(name='preference', role='base', prompt_length=256),
   'text': dict(name='text', rule='exact', pattern='', function=''),  # function: module:callable(completion, example)
+  'order': dict(name='order'),  # of given completions: the first is the best
   'random': dict(name='random'),
   'constant': dict(name='constant', value=0.0),
 }
@@ -89,7 +90,9 @@ def base(size: str) -> ConfigDict:
     prompt='',
     target='',
     questions='',
-    anchors='',
+    anchors='',  # given completions, a list; or two columns, better and worse:
+    chosen='',
+    rejected='',
     limit=0,  # 0: all
     on_error='stop',  # stop | skip: malformed rows
     shuffle=True,
