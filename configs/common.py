@@ -59,7 +59,6 @@ JUDGES = {
   'length_normalised': dict(name='length_normalised', role='base'),
   'preference': dict(name='preference', role='base', prompt_length=256),
   'text': dict(name='text', rule='exact', pattern='', function=''),  # function: module:callable(completion, example)
-  'order': dict(name='order'),  # of given completions: the first is the best
   'random': dict(name='random'),
   'constant': dict(name='constant', value=0.0),
 }

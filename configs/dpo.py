@@ -6,6 +6,7 @@
   past study --config=configs/dpo.py --workdir=runs/dpo --config.data.source=prefs.jsonl     rows prompt/chosen/rejected
   past study --config=configs/dpo.py:size=tiny --workdir=runs/tiny      from scratch, no network, under a minute
   ... --config.data.prompt=                      rows chosen/rejected that are chats: what both begin with is the prompt
+  ... :loss=ipo,beta=0.2                         any loss of pairs, or kto: past_jax/losses
   ... :arm=sft    NLL of the chosen alone;  :arm=sft+dpo    first that, then DPO against what came of it
   ... --config.data.world.flips=0.2              size=tiny: a fifth of the labels are wrong
 
@@ -22,7 +23,9 @@ from configs import common
 
 
 def get_config(arg=''):
-  a = common.parse_arg(arg, size='smol', loss='dpo', beta=0.1, arm='dpo')
+  a = common.parse_arg(arg, size='smol', loss='dpo', beta=0.0, arm='dpo')
+  beta = {'beta': a.beta or 0.1} if a.beta or a.loss == 'dpo' else {}  # other losses: their own default
+  unpaired = a.loss == 'kto'  # single completions, and others' to tell how far the policy has drifted
   c = common.base(a.size)
   tiny = a.size == 'tiny'
   c.data.update(text='', prompt='prompt', chosen='chosen', rejected='rejected', replay='')
@@ -39,12 +42,12 @@ def get_config(arg=''):
     rounds=1,
     batch=8,  # pairs per update
     sample_prompts=8,
-    generator=dict(name='given', mismatched=False),
-    judge=common.JUDGES['order'],
-    select=dict(name='all_pairs', margin=0.0),
+    generator=dict(name='given', mismatched=unpaired),
+    judge=dict(name='order'),  # chosen is better than rejected
+    select=dict(name='everything') if unpaired else dict(name='all_pairs', margin=0.0),
     curriculum=dict(name='constant', prompts=0, epochs=4 if tiny else 1, anchor_source='given'),  # prompts 0: all
     reference=dict(role='policy', max_gap=0.01),
-    losses=dict(group={a.loss: dict(weight=1.0, beta=a.beta)}),
+    losses=dict(group={a.loss: dict(weight=1.0, **beta)}),
     replay_batch=8,  # unused without a term `replay`
     replay_length=64,
   )

@@ -82,17 +82,15 @@ def mixture(parts: Sequence[Generator]) -> Generator:
     T = max(group.ids_BxGxT.shape[2] for group, _ in groups)
     join = lambda name: jnp.concatenate([getattr(group, name) for group, _ in groups], axis=1)
     wide = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, T - x.shape[2])))
-    known = lambda group, name: (
-      jnp.zeros(group.ids_BxGxT.shape) if getattr(group, name) is None else getattr(group, name)
-    )
-    join_wide = lambda name: jnp.concatenate([wide(known(group, name)) for group, _ in groups], axis=1)
+    join_wide = lambda arrays: jnp.concatenate([wide(x) for x in arrays], axis=1)
+    known = lambda x, group: jnp.zeros(group.ids_BxGxT.shape) if x is None else x
     return Group(
       prompts,
-      join_wide('ids_BxGxT'),
+      join_wide(group.ids_BxGxT for group, _ in groups),
       join('length_BxG'),
       join('finished_BxG'),
-      join_wide('logps_BxGxT'),
-      join_wide('behaviour_logps_BxGxT'),
+      join_wide(known(group.logps_BxGxT, group) for group, _ in groups),
+      join_wide(known(group.behaviour_logps_BxGxT, group) for group, _ in groups),
       jnp.concatenate([source for _, source in groups], axis=1),
     )
 

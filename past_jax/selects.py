@@ -1,7 +1,7 @@
 """Selects: from scores to what an update learns from. All are pure, keep static shapes and put weight 0 on the rest.
 
-A member is *valid* when its score is finite, it has tokens and it is its own prompt's (source above -2). Pairs of equal score, and of identical completions,
-carry no preference and weigh 0. Members in `members_BxM` are distinct.
+A member is *valid* when its score is finite, it has tokens and it is its own prompt's (source above -2). Pairs of equal
+score, and of identical completions, carry no preference and weigh 0. Members in `members_BxM` are distinct.
 """
 
 import math

@@ -246,7 +246,7 @@ class Loop:
       if (count := int(got.metrics['study/unpaired'])) and (stage.name, 'unpaired') not in self.told:
         self.told.add((stage.name, 'unpaired'))
         which = (
-          f'{count} of {plan.prompts} prompts have no pair to learn from: completions are empty, identical or tied'
+          f'{count} of {plan.prompts} prompts have no pair to learn from: an empty completion, the same one, or a tie'
         )
         self.progress.note(f'{which} (round {c.round + 1}; later ones: study/unpaired in metrics.jsonl)')
       for row in group_rows(run, stage, c, examples[: plan.prompts], rendered, got):

@@ -108,8 +108,7 @@ def _check_arguments(columns: Mapping[str, str], on_error: str, limit: int) -> N
 def _world(source: str, world: Mapping[str, Any] | None) -> tuple[Example, ...]:
   name = source.removeprefix('world:')
   if name not in worlds.TABLE:
-    known = ' and '.join(f'world:{known}' for known in worlds.TABLE)
-    raise UserError(f'unknown world {source!r}{_nearest(name, worlds.TABLE)}: there are {known}')
+    raise UserError(f'unknown world {source!r}: there is {", ".join(f"world:{known}" for known in worlds.TABLE)}')
   make = worlds.TABLE[name]
   try:
     return make(**(world or {})).examples

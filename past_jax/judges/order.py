@@ -6,15 +6,15 @@ from past_jax.types import Judge, Judgement
 
 
 def order() -> Judge:
-  """Score: how many places of the group come after a given completion. It abstains on all that was not given.
+  """Score: how many of the group's given completions come after one: 1 and 0 for a chosen and a rejected one.
 
-  So chosen beats rejected, and a ranked list gives all its pairs.
+  It abstains on what was not given, or not with this prompt. A ranked list gives all its pairs.
   """
 
   def score(weights, key, group, examples) -> Judgement:
     del weights, key, examples
-    G = group.length_BxG.shape[1]
-    places = jnp.arange(G - 1, -1, -1, dtype=jnp.float32)[None]
-    return Judgement(jnp.where((group.source_BxG == -1) & (group.length_BxG > 0), places, jnp.nan))
+    given = (group.source_BxG == -1) & (group.length_BxG > 0)
+    after = jnp.cumsum(given[:, ::-1], axis=1)[:, ::-1] - given
+    return Judgement(jnp.where(given, after.astype(jnp.float32), jnp.nan))
 
   return Judge(score)
