@@ -92,6 +92,7 @@ def base(size: str) -> ConfigDict:
     anchors='',  # given completions, a list; or two columns, better and worse:
     chosen='',
     rejected='',
+    preference='',  # a number from 1 (chosen's column is better) to 2 (rejected's)
     limit=0,  # 0: all
     on_error='stop',  # stop | skip: malformed rows
     shuffle=True,

@@ -6,6 +6,7 @@
   past study --config=configs/dpo.py --workdir=runs/dpo --config.data.source=prefs.jsonl     rows prompt/chosen/rejected
   past study --config=configs/dpo.py:size=tiny --workdir=runs/tiny      from scratch, no network, under a minute
   ... --config.data.prompt=                      rows chosen/rejected that are chats: what both begin with is the prompt
+  ... --config.data.preference=COLUMN            it says which of the two columns is better, from 1 to 2 (AlpacaEval)
   ... :loss=ipo,beta=0.2                         any loss of pairs, or kto: past_jax/losses
   ... :arm=sft    NLL of the chosen alone;  :arm=sft+dpo    first that, then DPO against what came of it
   ... --config.data.world.flips=0.2              size=tiny: a fifth of the labels are wrong

@@ -1,6 +1,7 @@
 """Preference data: rows prompt/chosen/rejected, chats, what weighs nothing, one reference for all updates."""
 
 import json
+from functools import partial
 
 import jax
 import numpy as np
@@ -53,6 +54,14 @@ def test_chats_and_the_prompt_that_both_begin_with(tmp_path):
   assert same.messages == (ASK, BAD, ASK, GOOD) and same.anchors == ((), ())
 
 
+def test_a_number_may_say_which_is_better(tmp_path):
+  numbers = [1, 1.49, 2.0, 1.5000001]
+  path = write(tmp_path / 'a.jsonl', [STRINGS | {'p': p} for p in numbers])
+  found = sources.load(path, columns=COLUMNS | {'preference': 'p'}).examples
+  assert [e.anchors == (' 2', ' no') for e in found] == [True, True, False, False]
+  assert {e.anchors for e in found} == {(' 2', ' no'), (' no', ' 2')}
+
+
 @pytest.mark.parametrize(
   'row, columns, message',
   [
@@ -65,6 +74,8 @@ def test_chats_and_the_prompt_that_both_begin_with(tmp_path):
     ({'chosen': [GOOD], 'rejected': [BAD]}, IMPLICIT, 'no prompt that they share'),
     ({'prompt': 'x', 'good': 'a', 'bad': 'b'}, COLUMNS, "no column 'chosen'"),
     (STRINGS, {'prompt': 'prompt', 'chosen': 'chosen'}, 'set both --config.data.chosen and'),
+    (STRINGS | {'p': 1.5}, COLUMNS | {'preference': 'p'}, "preference (column 'p') is 1.5: a tie"),
+    (STRINGS | {'p': 0}, COLUMNS | {'preference': 'p'}, 'must be a number from 1, the first is better, to 2'),
     (STRINGS, COLUMNS | {'anchors': 'a'}, 'leave one of them out'),
   ],
 )
@@ -229,12 +240,13 @@ def test_a_file_of_pairs_is_scored_once_and_read_in_its_order(pairs, tmp_path, m
 
   params = Checkpoints(tmp_path / 'run' / 'checkpoints').restore().tree['state']['params']
   model = models.load('scratch:tiny')
+  score_row = jax.jit(partial(group_logps, model.policy))
 
   def logps(row, side):
     t = model.tokenizer
     ids, length, _ = pack_completions([[[*t.encode(row[side]), t.eos_id][:8]]], 8)
     prompts = Prompts(*pack_prompts([t.plain(row['prompt'])], 16)[:2])
-    return float(group_logps(model.policy, params, prompts, ids, length).sum())
+    return float(score_row(params, prompts, ids, length).sum())
 
   for side in ('chosen', 'rejected'):  # the mean of the second is not pulled down by what fills it up
     alone = [logps(row, side) for row in PAIRS[2:]]

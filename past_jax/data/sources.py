@@ -23,7 +23,7 @@ import numpy as np
 from past_jax.data import worlds
 from past_jax.types import Example, Question, UserError
 
-FIELDS = ('prompt', 'text', 'target', 'questions', 'anchors', 'chosen', 'rejected')
+FIELDS = ('prompt', 'text', 'target', 'questions', 'anchors', 'chosen', 'rejected', 'preference')
 FORMS = 'FILE.jsonl, hf:NAME, tfds:NAME, world:NAME, or a directory of datasets.save_to_disk or of TFDS'
 
 Row = tuple[str, Callable[[], Any]]  # (where, read): reading is put off so that a bad row can be skipped
@@ -55,7 +55,9 @@ def load(
       in every row; its value may be null. `questions` holds rows of `{question, answer, kind (optional)}` or a dict of
       such lists; of a list of accepted answers the first counts. `chosen` and `rejected` become the two anchors, in
       this order. A prompt may be a list of messages `{role, content}`, and then they are such lists, too: of what
-      follows it, or, without a column for the prompt, of the whole chat, of which what both share is the prompt.
+      follows it, or, without a column for the prompt, of the whole chat, of which what both share is the prompt. Where
+      the data say which of two columns is better, `preference` names theirs: a number from 1, the column of `chosen`,
+      to 2, that of `rejected`.
     split: which split; a JSONL file and a `Dataset` saved without a split name have only themselves.
     on_error: 'stop' at the first bad row, or 'skip' bad rows and name them in `skipped`.
     limit: the most examples to return; 0: all.
@@ -97,6 +99,8 @@ def _check_arguments(columns: Mapping[str, str], on_error: str, limit: int) -> N
     raise UserError('no column is named for prompt or text: set --config.data.prompt or --config.data.text')
   if bool(chosen) != bool(rejected):
     raise UserError('a preference is between two: set both --config.data.chosen and --config.data.rejected, or neither')
+  if columns.get('preference') and not chosen:
+    raise UserError('--config.data.preference is between the columns of --config.data.chosen and rejected: name them')
   if chosen and columns.get('anchors'):
     raise UserError('--config.data.anchors and --config.data.chosen both give completions: leave one of them out')
   if on_error not in ('stop', 'skip'):
@@ -229,6 +233,7 @@ def _example(row: Any, columns: Mapping[str, str], where: str) -> Example:
     messages = _messages(prompt, columns, 'prompt')
   if columns.get('chosen'):
     messages, anchors = _preference(value, columns, messages)
+    anchors = _best_first(value.get('preference'), columns, anchors)
   example = Example(
     prompt='\n'.join(m['content'] for m in messages) if messages else _string(prompt, columns, 'prompt'),
     text=_string(value.get('text'), columns, 'text'),
@@ -313,6 +318,17 @@ def _preference(value: Mapping[str, Any], columns: Mapping[str, str], messages: 
   if not messages:
     raise _BadRow('chosen and rejected begin differently, so there is no prompt that they share')
   return messages, (chosen, rejected)
+
+
+def _best_first(preference: Any, columns: Mapping[str, str], anchors: tuple) -> tuple:
+  if not columns.get('preference'):
+    return anchors
+  name = f'preference (column {columns["preference"]!r})'
+  if not isinstance(preference, int | float) or not 1 <= preference <= 2:
+    raise _BadRow(f'{name} must be a number from 1, the first is better, to 2, the second is; it is {preference!r}')
+  if preference == 1.5:
+    raise _BadRow(f'{name} is 1.5: a tie')
+  return anchors if preference < 1.5 else anchors[::-1]
 
 
 def _messages(value: Any, columns: Mapping[str, str], field: str) -> tuple[dict[str, Any], ...]:
