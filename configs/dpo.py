@@ -17,7 +17,9 @@ minibatch is `batch` pairs, the last of an epoch what is left. Rows with an empt
 are counted and weigh nothing. --config.data.shuffle=false trains in the data's order.
 
 size=tiny: instructions such as 'sort d b a c with commas:', answers of four imperfect responders (data/worlds.py).
-Reference figures of it, seed 0: FIGURES
+Two CPU cores: half a minute; seed 0, four epochs: the model tells 0.48, 0.87, 0.97, 0.97 of the pairs it is trained on
+(rewards/accuracies, mean of each epoch) at a margin of 0.01, 0.16, 0.28, 0.37. It learns to rank, from nothing; to
+answer it would have to be pretrained (closed-book questions are the instructions: 0 of 12 before and after).
 """
 
 from configs import common
@@ -37,7 +39,8 @@ def get_config(arg=''):
   c.view.update(instruction='{prompt}', train_view='same', train_instruction='', anchors=2)
   c.view.prompt_length, c.view.text_length = (40, 24) if tiny else (256, 256)
   c.optimizer.update(lr=1e-3 if tiny else 1e-6, b2=0.999)
-  c.eval.update(prompt_length=48 if tiny else 256, answer_length=24 if tiny else 64, questions=0 if tiny else 64)
+  c.eval.update(prompt_length=48 if tiny else 256, answer_length=24 if tiny else 64)
+  c.eval.questions, c.eval.chunk = (12, 12) if tiny else (64, 32)
   stage = dict(
     trains='policy',
     rounds=1,

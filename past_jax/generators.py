@@ -43,7 +43,7 @@ def given(mismatched: bool = False) -> Generator:
   """The completions that came with the examples; source -1. An absent one has length 0.
 
   Nobody sampled them, so they have no log-probs of their own, and where a loss reads reference log-probs, `collect`
-  scores them: once, in the update's shapes. Finished means nothing was cut, which their rendering decides.
+  scores them: once, in the update's shapes. All count as finished; what rendering cut, it has counted.
 
   Args:
     mismatched: as many members more, the completions of the prompt before in the same call; source -2. No update learns

@@ -223,15 +223,14 @@ class Loop:
     indices, position = run.stream.take(c.position, plan.prompts)
     examples = [run.examples[i] for i in indices]
     rendered = stage.render(examples, plan)
+    facts = {f'study/trimmed_{name}': count for name, count in rendered.trimmed.items()}
+    for name, count in rendered.trimmed.items():
+      whole = np.count_nonzero(rendered.sample.given.length_BxA) if count and name == 'anchors' else plan.prompts
+      what = f'{count} of {whole} {name} were cut to fit the lengths of config.view'
+      self.count_aloud(stage, f'study/trimmed_{name}', count, what)
     # The last minibatch of an epoch may be smaller: it is filled up with rows that have no tokens and weigh nothing.
     rows_ = updates(plan, stage.batch) // plan.epochs * stage.batch
     rendered, examples = filled(rendered, rows_), [examples[i % plan.prompts] for i in range(rows_)]
-    facts = {f'study/trimmed_{name}': count for name, count in rendered.trimmed.items()}
-    for name, count in rendered.trimmed.items():
-      if count and (stage.name, name) not in self.told:
-        self.told.add((stage.name, name))
-        which = f'{count} of {plan.prompts} {name} were cut to fit the lengths of config.view'
-        self.progress.note(f'{which} (round {c.round + 1}; later ones: study/trimmed_{name} in metrics.jsonl)')
     refreshed = stage.refreshes and c.update == 0 and (self.ref is None or 'ref' in plan.refresh)
     if refreshed:
       self.ref = parked(self.state.params)
@@ -243,12 +242,9 @@ class Loop:
       self.batch = got.batch
       role = stage.reference.role
       self.scored_by = None if got.scored_by is None else {'role': role, 'fingerprint': got.scored_by}
-      if (count := int(got.metrics['study/unpaired'])) and (stage.name, 'unpaired') not in self.told:
-        self.told.add((stage.name, 'unpaired'))
-        which = (
-          f'{count} of {plan.prompts} prompts have no pair to learn from: an empty completion, the same one, or a tie'
-        )
-        self.progress.note(f'{which} (round {c.round + 1}; later ones: study/unpaired in metrics.jsonl)')
+      count = int(got.metrics['study/unpaired'])
+      what = f'{count} of {plan.prompts} prompts have no pair to learn from: one is empty, both are the same, or a tie'
+      self.count_aloud(stage, 'study/unpaired', count, what)
       for row in group_rows(run, stage, c, examples[: plan.prompts], rendered, got):
         writer.group(row)
     batches = {'text': mesh_lib.put_batch(run.mesh, rendered.text)} if 'text' in stage.terms else {}
@@ -278,6 +274,12 @@ class Loop:
     self.log(self.late.flush(), stage, writer, time.monotonic() - started, self.bad)
     self.cursor = Cursor(c.stage, c.round + 1, 0, c.step, position)
     self.batch = None
+
+  def count_aloud(self, stage: Stage, metric: str, count: int, what: str) -> None:
+    """Says it once a stage, if there is anything to count."""
+    if count and (stage.name, metric) not in self.told:
+      self.told.add((stage.name, metric))
+      self.progress.note(f'{what} (round {self.cursor.round + 1}; later ones: {metric} in metrics.jsonl)')
 
   def replay(self, stage: Stage, c: Cursor) -> Batch:
     order = permutation(len(stage.replay), self.run.seed, c.stage, c.step)
