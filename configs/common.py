@@ -90,7 +90,10 @@ def base(size: str) -> ConfigDict:
     prompt='',
     target='',
     questions='',
-    anchors='',
+    anchors='',  # given completions, a list; or two columns, better and worse:
+    chosen='',
+    rejected='',
+    preference='',  # a number from 1 (chosen's column is better) to 2 (rejected's)
     limit=0,  # 0: all
     on_error='stop',  # stop | skip: malformed rows
     shuffle=True,

@@ -4,6 +4,7 @@
 the data and the model can tell; `build` makes a `Run` of functions.
 """
 
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -51,8 +52,8 @@ KEYS = {
     'lora': {'rank': 0, 'alpha': 0.0, 'targets': tuple},
   },
   'data': {
-    **dict.fromkeys(('source', 'split', 'text', 'prompt', 'target', 'questions', 'anchors', 'on_error', 'replay'), str),
-    **{'limit': 0, 'shuffle': bool, 'world': {'count': 1, 'seed': 0, 'relations': bool}},
+    **dict.fromkeys(('source', 'split', *sources.FIELDS, 'on_error', 'replay'), str),
+    **{'limit': 0, 'shuffle': bool, 'world': Mapping},
   },
   'view': {
     **dict.fromkeys(('instruction', 'train_view', 'train_instruction'), str),
@@ -73,7 +74,8 @@ STAGE_KEYS = {
 }
 # The same for components' keys, where the type of the default does not say it all.
 LEAST = {
-  **dict.fromkeys(('group', 'length', 'chunk', 'ngram', 'target_length'), 1),
+  **dict.fromkeys(('group', 'length', 'chunk', 'ngram', 'target_length', 'count'), 1),
+  **{'seed': 0, 'flips': 0.0},
   **{'prompt_length': 2, 'top_k': 0, 'top_p': 0.0, 'min_p': 0.0, 'max_overlap': 0.0},
   **dict.fromkeys(('lr', 'warmup', 'end', 'eps', 'weight_decay', 'clip', 'b1', 'b2', 'momentum', 'decay'), 0.0),
 }
@@ -243,10 +245,20 @@ def component(table: Mapping[str, Callable], config: Mapping, where: str, **reso
     raise UserError(f'{where}: {error}') from error
 
 
-def plans_of(stage) -> tuple[Callable[[int], Plan], list[Plan]]:
-  """The curriculum, and the plan of every round."""
-  plan = component(curricula.TABLE, stage.curriculum, 'curriculum')
+def plans_of(stage, rows: int = 0) -> tuple[Callable[[int], Plan], list[Plan]]:
+  """The curriculum, and the plan of every round; one for all prompts is for all `rows`."""
+  curriculum = component(curricula.TABLE, stage.curriculum, 'curriculum')
+
+  def plan(round_: int) -> Plan:
+    made = curriculum(round_)
+    return dataclasses.replace(made, prompts=made.prompts or rows)
+
   return plan, [plan(round_) for round_ in range(stage.rounds)]
+
+
+def updates(plan: Plan, batch: int) -> int:
+  """How many a round does: the last minibatch of an epoch may be smaller."""
+  return -(-plan.prompts // batch) * plan.epochs
 
 
 def losses_of(stage) -> dict[str, dict[str, tuple[float, Mapping]]]:
@@ -290,6 +302,9 @@ def check(config, devices: int) -> list[str]:
   for key, choices in CHOICES.items():
     if (value := values[key]) not in choices:
       out.append(f'config.{key}={value!r}: choose one of {", ".join(map(repr, choices))}.{nearest(value, choices)}')
+  form, _, name = config.data.source.partition(':')
+  if form == 'world':
+    out += component_problems(worlds.TABLE, {'name': name, **tree['data']['world']}, 'config.data.world')
   adapters = config.model.lora
   if adapters.targets and not adapters.rank:
     out.append('config.model.lora.targets are set, but rank=0 trains all parameters: set config.model.lora.rank too.')
@@ -408,12 +423,21 @@ def check_examples(config, examples: Sequence[Example]) -> list[str]:
       if s.generator.name == 'given':
         needs.setdefault('anchors', f'{at}.generator')
   out = []
+  chats = [e.where for e in examples if e.messages]
+  if chats and config.view.instruction != render.AS_IT_IS:
+    out.append(
+      f'{chats[0]}: its prompt is a list of messages, which the chat template writes. '
+      f'Set --config.view.instruction={render.AS_IT_IS}'
+    )
   for field, who in needs.items():
     lacking = [e.where or f'row {i}' for i, e in enumerate(examples) if not getattr(e, field)]
     if lacking:
+      keys = f'--config.data.{field}=COLUMN'
+      if field == 'anchors':
+        keys += ', or --config.data.chosen=COLUMN with --config.data.rejected=COLUMN,'
       out.append(
         f'{who} needs {field!r}, which {len(lacking)} of {len(examples)} rows lack, {lacking[0]} first. '
-        f'--config.data.{field}=COLUMN names where it is; leave rows without it out of the data.'
+        f'{keys} names where it is; leave rows without it out of the data.'
       )
   return out
 
@@ -484,7 +508,7 @@ def build(config, model: models.Model, examples: Sequence[Example]) -> Run:
   mesh_ = mesh.make(config.mesh)
   trained, whole = build_adapters(config)
   evaluate, calls = build_evaluation(config.eval, model, mesh_, examples)
-  stages = tuple(build_stage(config, name, model, mesh_, whole) for name in config.stages)
+  stages = tuple(build_stage(config, name, model, mesh_, whole, len(examples)) for name in config.stages)
   return Run(
     seed=config.seed,
     model=model,
@@ -514,11 +538,15 @@ def build_adapters(config):
   return init, lambda weights, trained: lora.attach(weights['base'], trained, c.alpha / c.rank)
 
 
-def build_stage(config, name: str, model: models.Model, mesh_, whole) -> Stage:
+def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int) -> Stage:
   s, at = config[name], f'config.{name}'
-  plan, plans = plans_of(s)
+  plan, plans = plans_of(s, rows)
+  terms = {
+    term: [(w, loss, component(losses.TABLE, keys, 'losses')) for loss, (w, keys) in named.items()]
+    for term, named in losses_of(s).items()
+  }
   collect = reference = None
-  roles = {s.reference.role, *(role for p in plans for role in p.refresh)}
+  roles = {role for p in plans for role in p.refresh}
   if 'group' in s.losses:
     make = functools.partial(component, policy=model.policy, tokenizer=model.tokenizer)
     collect = collector(
@@ -529,13 +557,16 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole) -> Stage:
       mesh=mesh_,
       prompts_per_call=s.sample_prompts,
     )
-    sampled_by = arguments(generators.TABLE, s.generator)['role']
+    sampled_by = '' if s.generator.name == 'given' else arguments(generators.TABLE, s.generator)['role']
+    needed = any(getattr(loss, 'reference', True) for _, _, loss in terms['group'])
     roles |= {sampled_by, arguments(judges.TABLE, s.judge).get('role', 'policy')}
+    roles |= {s.reference.role} if needed else set()
     reference = Reference(
+      needed=needed,
       role=s.reference.role,
       sampled_by=sampled_by,
-      one_update=all(p.prompts == s.batch and p.epochs == 1 for p in plans),
-      same_view=config.view.train_view == 'same' and s.generator.name == 'sampler',
+      one_update=all(updates(p, s.batch) == 1 for p in plans),
+      same_view=config.view.train_view == 'same',
       max_gap=s.reference.max_gap,
       chunk=min(s.micro or s.batch, s.batch),
     )
@@ -550,7 +581,7 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole) -> Stage:
     render=render.renderer(
       tokenizer=model.tokenizer, completion_length=completion_length(config, name)[1], **plain(config.view)
     ),
-    update=build_update(config.optimizer, s, model, sum(p.prompts // s.batch * p.epochs for p in plans), whole),
+    update=build_update(config.optimizer, s.micro, model, terms, sum(updates(p, s.batch) for p in plans), whole),
     terms=tuple(s.losses),
     beta=arguments(losses.TABLE, dpo[1])['beta'] if dpo else 0.0,
     refreshes=collect is not None and 'ref' in roles,
@@ -561,21 +592,17 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole) -> Stage:
   )
 
 
-def build_update(optimizer, stage, model: models.Model, total: int, whole) -> Update:
+def build_update(optimizer, micro: int, model: models.Model, terms, total: int, whole) -> Update:
   """One optimizer step on the stage's losses; the learning rate's schedule spans the stage's `total` updates."""
   o = plain(optimizer)
   rate = update.schedule(total=total, **{key: o.pop(key) for key in ('lr', 'schedule', 'warmup', 'end')})
-  terms = {
-    term: losses.add([(w, loss, component(losses.TABLE, keys, 'losses')) for loss, (w, keys) in named.items()])
-    for term, named in losses_of(stage).items()
-  }
   return update.gradient(
     policy=model.policy,
-    losses={term: (1.0, loss) for term, loss in terms.items()},
+    losses={term: (1.0, losses.add(named)) for term, named in terms.items()},
     optimizer=component(update.OPTIMIZERS, o, 'config.optimizer', learning_rate=rate, input_axes=INPUT_AXES),
     learning_rate=rate,
     whole=whole,
-    micro=stage.micro,
+    micro=micro,
   )
 
 

@@ -1,5 +1,6 @@
 """One round's batch: sample groups, judge them, select, and attach reference log-probs."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from past_jax import selects
+from past_jax import lora, selects
 from past_jax.logps import CHUNK, group_logps
 from past_jax.mesh import batch_ways, put_batch
 from past_jax.types import Batch, Example, Generator, Group, Judge, Judgement, Policy, Prompts, Select, Selection
@@ -19,6 +20,7 @@ class Collected(NamedTuple):
   judgement: Judgement
   selection: Selection
   metrics: dict[str, float]
+  scored_by: int | None  # fingerprint of the weights whose log-probs are the batch's reference; None: it has none
 
 
 def compact(group: Group, selection: Selection, train: Prompts) -> Batch:
@@ -32,7 +34,7 @@ def compact(group: Group, selection: Selection, train: Prompts) -> Batch:
     ids_BxGxT=pick3(group.ids_BxGxT),
     length_BxG=pick(group.length_BxG),
     ref_logps_BxGxT=None,
-    old_logps_BxGxT=pick3(group.logps_BxGxT),
+    old_logps_BxGxT=None if group.logps_BxGxT is None else pick3(group.logps_BxGxT),
     source_BxG=pick(group.source_BxG),
     selection=Selection(
       chosen_BxJ=place(selection.chosen_BxJ),
@@ -68,17 +70,17 @@ def collector(
 
 
 def parts(total: int, size: int) -> list[np.ndarray]:
-  """Row numbers 0..total, `size` at a time; `check` made `total` a multiple."""
-  return list(np.arange(total).reshape(-1, size))
+  """Row numbers 0..total, `size` at a time; the last part is filled up with the last row."""
+  return [np.minimum(np.arange(start, start + size), total - 1) for start in range(0, total, size)]
 
 
 def rows_of(tree, rows: np.ndarray):
   return jax.tree.map(lambda x: x[rows], tree)
 
 
-def concatenate(trees):
+def concatenate(trees, total: int):
   """Joins on the batch axis on the host: joining arrays split over devices would replicate them."""
-  return jax.tree.map(lambda *xs: np.concatenate([np.asarray(x) for x in xs]), *trees)
+  return jax.tree.map(lambda *xs: np.concatenate([np.asarray(x) for x in xs])[:total], *trees)
 
 
 @jax.jit
@@ -87,15 +89,21 @@ def fold(key, rows):
   return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
-def sample(c: Collector, weights, key, prompts: Prompts, temperature, tick) -> Group:
-  """The round's groups, `prompts_per_call` prompts at a time. Cutting differently changes no token."""
+def sample(c: Collector, weights, key, prompts: Prompts, temperature, real: int, tick) -> Group:
+  """The round's groups, `prompts_per_call` prompts at a time. Cutting differently changes no token.
+
+  Those beyond `real` only fill up a minibatch: their completions are taken away, so nothing is judged or learned there.
+  """
   B = prompts.ids_BxP.shape[0]
   groups = []
   for rows in parts(B, c.prompts_per_call):
     keys_B, part = put_batch(c.mesh, (fold(key, rows), rows_of(prompts, rows)))
     group = c.generate(weights, keys_B, part, np.float32(temperature))
     groups.append(jax.device_get(tick(group)))
-  return put_batch(c.mesh, concatenate(groups))
+  group = concatenate(groups, B)
+  keep = np.arange(B) < real
+  kept = jax.tree.map(lambda x: np.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, np.zeros_like(x)), group)
+  return put_batch(c.mesh, dataclasses.replace(kept, prompts=group.prompts))
 
 
 def sampler_gap(c: Collector, params, group: Group) -> float:
@@ -115,7 +123,7 @@ def score(c: Collector, params, batch: Batch, size: int, tick) -> Batch:
   for rows in parts(len(batch.length_BxG), size):
     part = put_batch(c.mesh, rows_of((batch.prompts, batch.ids_BxGxT, batch.length_BxG), rows))
     scored.append(jax.device_get(tick(c.logps(params, *part))))
-  return put_batch(c.mesh, Batch(**{**vars(batch), 'ref_logps_BxGxT': np.concatenate(scored)}))
+  return put_batch(c.mesh, dataclasses.replace(batch, ref_logps_BxGxT=concatenate(scored, len(batch.length_BxG))))
 
 
 def collect(
@@ -127,49 +135,56 @@ def collect(
   *,
   temperature: float,
   reference,
+  real: int,
   phase=lambda name: None,
   tick=lambda x: x,
 ) -> Collected:
   """Stages 3 to 6 of a round (see docs/design.md).
 
   Args:
+    real: how many of the prompts are the round's; the others fill up its last minibatch.
     reference: a `Reference`: which log-probs the preference is measured against, and whether they are free.
     phase: told the name of what comes next (sample, judge, reference), for progress.
     tick: given the arrays of every device call, for progress and to stop early; returns them.
   """
   key_sample, key_judge, key_select = (jax.random.fold_in(key, i) for i in range(3))
   phase('sample')
-  group = sample(c, weights, key_sample, rendered.sample, temperature, tick)
-  gap = sampler_gap(c, weights[reference.sampled_by], group)
+  group = sample(c, weights, key_sample, rendered.sample, temperature, real, tick)
+  gap = sampler_gap(c, weights[reference.sampled_by], group) if reference.sampled_by else 0.0
   phase('judge')
   judgement = tick(c.judge.score(weights, key_judge, group, examples))
   train = put_batch(c.mesh, rendered.train)
   selection, batch, metrics = c.select(key_select, group, judgement, train)
   mode = reference.mode(gap)
   if mode == 'sampler':
-    batch = Batch(**{**vars(batch), 'ref_logps_BxGxT': batch.old_logps_BxGxT})
+    batch = dataclasses.replace(batch, ref_logps_BxGxT=batch.old_logps_BxGxT)
   elif mode == 'score':
     phase('reference')
     batch = score(c, weights[reference.role], batch, reference.chunk, tick)
   metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-  return Collected(batch, group, judgement, selection, metrics | {'check/sampler_gap': gap})
+  scored_by = None if batch.ref_logps_BxGxT is None else int(lora.fingerprint(weights[reference.role]))
+  return Collected(batch, group, judgement, selection, metrics | {'check/sampler_gap': gap}, scored_by)
 
 
 class Reference(NamedTuple):
   """Where reference log-probs come from.
 
-  `self`: one update per round, so the step's own log-probs are the reference, exactly. `sampler`: the sampler's, where
-  it was the policy itself in the training view and the measured gap is at most `max_gap` nats. Else one scoring pass.
+  `none`: no loss reads them. `self`: one update per round, so the step's own log-probs are the reference, exactly.
+  `sampler`: the sampler's, where it was the policy itself in the training view and the measured gap is at most
+  `max_gap` nats. Else `score`: one scoring pass, before the first update of the round.
   """
 
+  needed: bool  # some loss reads them
   role: str  # the role whose log-probs are the reference; `policy`: the policy at the start of the round
-  sampled_by: str
+  sampled_by: str  # '': all completions are given
   one_update: bool
   same_view: bool  # completions are trained in the view they were sampled in, and all are the policy's own samples
   max_gap: float
   chunk: int  # prompts per scoring call: those whose activations an update holds at once
 
   def mode(self, gap: float) -> str:
+    if not self.needed:
+      return 'none'
     if self.role == 'policy' and self.one_update:
       return 'self'
     if self.role == self.sampled_by and self.same_view and gap <= self.max_gap:

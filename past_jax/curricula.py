@@ -25,9 +25,10 @@ def _plan(where: str, values: Mapping[str, Any]) -> Plan:
     raise UserError(f'{where}.anchor_source={plan.anchor_source!r}: choose one of {", ".join(SOURCES)}.')
   if not (math.isfinite(plan.temperature) and plan.temperature >= 0):
     raise UserError(f'{where}.temperature={plan.temperature}: give a number of at least 0 (0: greedy).')
-  for name in ('prompts', 'epochs'):
-    if getattr(plan, name) < 1:
-      raise UserError(f'{where}.{name}={getattr(plan, name)}: give at least 1.')
+  if plan.prompts < 0:
+    raise UserError(f'{where}.prompts={plan.prompts}: give at least 1, or 0 for all rows of the data.')
+  if plan.epochs < 1:
+    raise UserError(f'{where}.epochs={plan.epochs}: give at least 1.')
   return plan
 
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from past_jax import sampler as sampler_lib
-from past_jax.logps import group_logps
 from past_jax.types import Generator, Group, Policy, UserError
 
 
@@ -40,41 +39,58 @@ def sampler(
   return generate
 
 
-def given(*, policy: Policy, role: str = 'policy') -> Generator:
-  """The completions that came with the examples, with their log-probs under `role`; source -1.
+def given(mismatched: bool = False) -> Generator:
+  """The completions that came with the examples; source -1. An absent one has length 0.
 
-  They are given whole: finished means nothing was cut, which their rendering decides; an absent one has length 0.
+  Nobody sampled them, so they have no log-probs of their own, and where a loss reads reference log-probs, `collect`
+  scores them: once, in the update's shapes. All count as finished; what rendering cut, it has counted.
+
+  Args:
+    mismatched: as many members more, the completions of the prompt before in the same call; source -2. No update learns
+      from them; KTO reads the policy's drift off them (arXiv 2402.01306, section 3.3).
+
+  Raises:
+    UserError: `mismatched` with a single prompt in a call, whose completions are its own.
   """
 
   def generate(weights, keys_B, prompts, temperature) -> Group:
-    del keys_B, temperature
+    del weights, keys_B, temperature
     ids, length = prompts.given.ids_BxAxT, prompts.given.length_BxA
-    logps = group_logps(policy, weights[role], prompts, ids, length)
-    return Group(prompts, ids, length, length > 0, logps, logps, jnp.full_like(length, -1))
+    source = jnp.full_like(length, -1)
+    if mismatched:
+      if len(length) == 1:
+        raise UserError('generator.mismatched takes the completions of another prompt: sample_prompts must be above 1.')
+      ids, length = (jnp.concatenate([x, jnp.roll(x, 1, axis=0)], axis=1) for x in (ids, length))
+      source = jnp.concatenate([source, source - 1], axis=1)
+    return Group(prompts, ids, length, length > 0, None, None, source)
 
   return generate
 
 
 def mixture(parts: Sequence[Generator]) -> Generator:
-  """The members of several generators as one group; `source` tells the part (given stays -1). Lengths are padded."""
+  """The members of several generators as one group; `source` tells the part (given ones keep theirs).
+
+  Lengths are padded, and the log-probs of given members are 0.
+  """
 
   def generate(weights, keys_B, prompts, temperature) -> Group:
     groups = []
     for i, part in enumerate(parts):
       keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, i)
       group = part(weights, keys, prompts, temperature)
-      groups.append((group, jnp.where(group.source_BxG < 0, -1, i)))
+      groups.append((group, jnp.where(group.source_BxG < 0, group.source_BxG, i)))
     T = max(group.ids_BxGxT.shape[2] for group, _ in groups)
     join = lambda name: jnp.concatenate([getattr(group, name) for group, _ in groups], axis=1)
     wide = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, T - x.shape[2])))
-    join_wide = lambda name: jnp.concatenate([wide(getattr(group, name)) for group, _ in groups], axis=1)
+    join_wide = lambda arrays: jnp.concatenate([wide(x) for x in arrays], axis=1)
+    known = lambda x, group: jnp.zeros(group.ids_BxGxT.shape) if x is None else x
     return Group(
       prompts,
-      join_wide('ids_BxGxT'),
+      join_wide(group.ids_BxGxT for group, _ in groups),
       join('length_BxG'),
       join('finished_BxG'),
-      join_wide('logps_BxGxT'),
-      join_wide('behaviour_logps_BxGxT'),
+      join_wide(known(group.logps_BxGxT, group) for group, _ in groups),
+      join_wide(known(group.behaviour_logps_BxGxT, group) for group, _ in groups),
       jnp.concatenate([source for _, source in groups], axis=1),
     )
 

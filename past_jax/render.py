@@ -2,14 +2,16 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from past_jax.text import Tokenizer, pack_completions, pack_prompts
 from past_jax.types import Batch, Completions, Example, Plan, Prompts, Selection, UserError
 
 VIEWS = ('same', 'instruction', 'none')
+AS_IT_IS = '{prompt}'  # the instruction that adds nothing: the only one for prompts that are chats
 
 
 class Rendered(NamedTuple):
@@ -23,13 +25,29 @@ class Rendered(NamedTuple):
 
 def fill(template: str, example: Example) -> str:
   """`{text}`, `{prompt}` and `{anchor}` replaced; braces in the data are left alone."""
-  parts = {'{text}': example.text, '{prompt}': example.prompt, '{anchor}': ''.join(example.anchors[:1])}
+  parts = {'{text}': example.text, '{prompt}': example.prompt, '{anchor}': ''.join(map(said, example.anchors[:1]))}
   # One pass over the template: text that happens to contain '{prompt}' is data.
   out, rest = '', template
   while rest:
     at, key = min(((i, k) for k in parts if (i := rest.find(k)) >= 0), default=(len(rest), ''))
     out, rest = out + rest[:at] + parts.get(key, ''), rest[at + len(key) :]
   return out
+
+
+def said(anchor: Any) -> str:
+  """A given completion as people read it."""
+  return anchor if isinstance(anchor, str) else '\n'.join(message['content'] for message in anchor)
+
+
+def filled(rendered: Rendered, count: int) -> Rendered:
+  """Repeats rows until there are `count`; the text of one that only fills up has no tokens."""
+  n = len(rendered.sample.length_B)
+  pick = lambda tree: jax.tree.map(lambda x: x[np.arange(count) % n], tree)
+  text = pick(rendered.text)
+  length = np.where(np.arange(count)[:, None] < n, text.length_BxG, 0)
+  return Rendered(
+    pick(rendered.sample), pick(rendered.train), dataclasses.replace(text, length_BxG=length), rendered.trimmed
+  )
 
 
 def text_batch(tokenizer: Tokenizer, texts: Sequence[str], length: int, end: bool = True) -> tuple[Batch, int]:
@@ -77,8 +95,16 @@ def renderer(
   """
 
   def encode(template: str, example: Example) -> list[int]:
+    if example.messages and template == AS_IT_IS:
+      return tokenizer.chat(example.messages)
     text = fill(template, example)
     return tokenizer.chat([{'role': 'user', 'content': text}]) if chat else tokenizer.plain(text)
+
+  def completion(example: Example, anchor: Any) -> list[int]:
+    """With its end token, once, wherever the text or the template may have written it; nothing: no token at all."""
+    ids = tokenizer.reply(example.messages, anchor) if example.messages and anchor else tokenizer.encode(said(anchor))
+    ended = ids[-1:] if isinstance(anchor, str) else ids  # templates may go on behind the end, with a line break
+    return ids if not ids or set(ended) & set(tokenizer.stop_ids) else [*ids, tokenizer.eos_id]
 
   def render(examples: Sequence[Example], plan: Plan) -> Rendered:
     sample_ids, sample_length, cut = pack(tokenizer, [encode(instruction, e) for e in examples], prompt_length)
@@ -90,7 +116,7 @@ def renderer(
       )
     given, cut_anchors = None, 0
     if plan.anchor_source == 'given':
-      rows = [[tokenizer.encode(a) + [tokenizer.eos_id] for a in e.anchors[:anchors]] for e in examples]
+      rows = [[completion(e, anchor) for anchor in e.anchors[:anchors]] for e in examples]
       rows = [row + [[]] * (anchors - len(row)) for row in rows]
       ids, length, cut_anchors = pack_completions(rows, completion_length)
       given = Completions(ids, length)

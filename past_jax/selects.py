@@ -1,7 +1,7 @@
 """Selects: from scores to what an update learns from. All are pure, keep static shapes and put weight 0 on the rest.
 
-A member is *valid* when its score is finite and it has tokens. Pairs of equal score, and of identical completions,
-carry no preference and weigh 0. Members in `members_BxM` are distinct.
+A member is *valid* when its score is finite, it has tokens and it is its own prompt's (source above -2). Pairs of equal
+score, and of identical completions, carry no preference and weigh 0. Members in `members_BxM` are distinct.
 """
 
 import math
@@ -19,7 +19,11 @@ def pick(x_BxG, index_BxJ):
 
 
 def valid_members(group: Group, score_BxG):
-  return jnp.isfinite(score_BxG) & (group.length_BxG > 0)
+  return jnp.isfinite(score_BxG) & own_members(group)
+
+
+def own_members(group: Group):
+  return (group.length_BxG > 0) & (group.source_BxG > -2)
 
 
 def identical(group: Group, i_BxJ, j_BxJ):
@@ -174,10 +178,11 @@ def summary(group: Group, selection: Selection, judgement: Judgement) -> Metrics
   study/identical           of the selection's pairs, share of two valid members with the same tokens
   study/truncated, finished of the members that have tokens, share not ended and ended by an end token
   study/abstained           of the members that have tokens, share without a finite score
+  study/unpaired            how many prompts have members with tokens and no pair of any weight: empty, identical, tied
   judge/score_mean, judge/NAME_mean  mean over finite scores, and over finite values of the judgement's info
   """
   chosen, rejected, weight = selection.chosen_BxJ, selection.rejected_BxJ, selection.pair_weight_BxJ
-  present = group.length_BxG > 0
+  present = own_members(group)
   valid = valid_members(group, judgement.score_BxG)
   members = jnp.arange(present.shape[1])[None, None]
   paired = ((chosen[:, :, None] == members) & (weight > 0)[:, :, None]).any(1)
@@ -199,6 +204,7 @@ def summary(group: Group, selection: Selection, judgement: Judgement) -> Metrics
     'study/truncated': mean(~group.finished_BxG, present),
     'study/finished': mean(group.finished_BxG, present),
     'study/abstained': mean(~valid, present),
+    'study/unpaired': (present.any(1) & ~(weight > 0).any(1)).sum() if weight.shape[1] else jnp.float32(0),
     'judge/score_mean': finite_mean(judgement.score_BxG),
     **{f'judge/{name}_mean': finite_mean(x) for name, x in judgement.info.items()},
   }

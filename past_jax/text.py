@@ -132,6 +132,26 @@ class Tokenizer:
     Raises:
       UserError: there is no template, it refuses the messages, or they hold a special token as in `encode`.
     """
+    text = self._written(messages, marker=True)
+    ids = self._ids(self._backend, text)
+    return [self.bos_id, *ids] if self.adds_bos and not text.lstrip().startswith(self._config['bos_token']) else ids
+
+  def reply(self, messages: Sequence[Mapping[str, str]], completion: Sequence[Mapping[str, str]]) -> list[int]:
+    """The ids of what the template adds for the messages of `completion` after `chat(messages)`, its end included.
+
+    Raises:
+      UserError: as `chat`; or the template does not write `messages` the same way once they are answered.
+    """
+    before, whole = self._written(messages, marker=True), self._written([*messages, *completion], marker=False)
+    if not whole.startswith(before):
+      raise UserError(
+        f'The chat template writes {before[-60:]!r} before an answer, and something else in a chat that has one: '
+        'completions cannot be told from the prompt. Give prompt, chosen and rejected as strings.'
+      )
+    return self.encode(whole[len(before) :])
+
+  def _written(self, messages: Sequence[Mapping[str, str]], marker: bool) -> str:
+    """The text of a chat; `marker`: up to where the assistant's answer begins."""
     if self.chat_template is None:
       raise UserError('This tokenizer has no chat template; give `prompt`, a string, instead of `messages`.')
     from transformers.utils.chat_template_utils import render_jinja_template  # most of a second, for those who chat
@@ -144,11 +164,10 @@ class Tokenizer:
       template, options['day'] = STRFTIME_NOW + template, day
     said = [{key: value for key, value in message.items() if value is not None} for message in messages]
     try:
-      (text,), _ = render_jinja_template([said], chat_template=template, add_generation_prompt=True, **options)
+      (text,), _ = render_jinja_template([said], chat_template=template, add_generation_prompt=marker, **options)
     except Exception as error:  # a template is a program of others, which may fail in any way
       raise UserError(f'The chat template refuses these messages ({error}): {str(messages)[:200]}') from error
-    ids = self._ids(self._backend, text)
-    return [self.bos_id, *ids] if self.adds_bos and not text.lstrip().startswith(self._config['bos_token']) else ids
+    return text
 
   def save(self, directory: str | Path):
     """Writes the tokenizer as `transformers.AutoTokenizer` reads it, with all that the source's config said."""

@@ -19,13 +19,13 @@ import numpy as np
 
 from past_jax import lora, models, report
 from past_jax import mesh as mesh_lib
-from past_jax.build import Run, Stage
+from past_jax.build import Run, Stage, updates
 from past_jax.checkpoint import Checkpoints
 from past_jax.collect import Collected, collect
 from past_jax.data.stream import permutation
 from past_jax.metrics import CompileCounter, Late, MetricsWriter, nonfinite, rows
 from past_jax.progress import Progress
-from past_jax.render import text_batch
+from past_jax.render import filled, text_batch
 from past_jax.stop import Stop, wait
 from past_jax.text import completion_text
 from past_jax.types import Batch, Completions, Prompts, Selection, TrainState, UserError
@@ -50,7 +50,11 @@ class SelfTestFailed(UserError):
 
 
 class Loop:
-  """What one process holds while it studies. What must survive it: `cursor`, `state`, `ref` and `batch`."""
+  """What one process holds while it studies. What must survive it: `cursor`, `state`, `ref`, `batch` and `scored_by`.
+
+  While the updates of a round run, the only model on the devices is the one that is trained: `ref`, and `base` unless
+  adapters compute with it, wait in host memory and are placed for what samples, judges or scores with them.
+  """
 
   def __init__(self, run: Run, config: dict, workdir: Path, stop: Stop, progress: Progress):
     self.run, self.config, self.workdir, self.stop, self.progress = run, config, workdir, stop, progress
@@ -62,6 +66,7 @@ class Loop:
     self.phase, self.phase_start = '', time.monotonic()
     self.bad: dict = {}
     self.batch: Batch | None = None  # of the round under way, once it has been collected
+    self.scored_by: dict | None = None  # role and fingerprint of the weights behind its reference log-probs
     self.told: set = set()  # what the terminal has said once
 
   # --- weights ----------------------------------------------------------------------------------------------------
@@ -107,7 +112,7 @@ class Loop:
       self.progress.note(sentence)
     host, tree = restored.host, restored.tree
     self.cursor = Cursor(**host['cursor'])
-    self.state, self.ref = tree['state'], tree.get('ref')
+    self.state, self.ref = tree['state'], parked(tree['ref']) if 'ref' in tree else None
     self.batch = unpack(tree['batch'], run.mesh) if 'batch' in tree else None
     for name, value in host['seconds'].items():
       self.seconds[name] += value
@@ -115,13 +120,27 @@ class Loop:
     if self.base_bits != host['base']:
       what = f'The weights of {self.config["model"]["spec"]} are not those that the adapters'
       raise UserError(f'{what} in {self.workdir} were trained on. Put them back, or choose another workdir.')
+    self.check_scored(host['scored_by'])
     self.progress.note(f'resuming from checkpoint {restored.step}')
     return True
 
+  def check_scored(self, scored_by: dict | None) -> None:
+    """Refuses stored reference log-probs if the weights that they are of have changed. The policy's own always do."""
+    self.scored_by = scored_by
+    if scored_by is None or (role := scored_by['role']) == 'policy':
+      return
+    stage = self.run.stages[self.cursor.stage]
+    if int(lora.fingerprint(self.weights(stage)[role])) != scored_by['fingerprint']:
+      raise UserError(
+        f'The reference log-probs of the round under way in {self.workdir} are of other weights than the role {role!r} '
+        f'has now: {self.config["model"]["spec"]} has changed. Put it back, or choose another workdir.'
+      )
+
   def keep_base(self, params) -> None:
     """The frozen base, if the run reads it. `base_bits` tells that of adapters from another; None: no adapters."""
-    self.base = params if self.run.keeps_base else None
-    self.base_bits = int(lora.fingerprint(self.base)) if lora.is_adapters(self.state.params) else None
+    adapters = lora.is_adapters(self.state.params)
+    self.base = params if adapters else parked(params) if self.run.keeps_base else None
+    self.base_bits = int(lora.fingerprint(params)) if adapters else None
 
   def stage_of(self, host: dict) -> int:
     return min(host['cursor']['stage'], len(self.run.stages) - 1)
@@ -133,7 +152,7 @@ class Loop:
     if batch is not None:
       tree['batch'] = pack(batch)
     host = {'cursor': self.cursor._asdict(), 'config': self.config, 'seconds': dict(self.seconds)}
-    host['base'] = self.base_bits
+    host |= {'base': self.base_bits, 'scored_by': self.scored_by if batch is not None else None}
     self.checkpoints.save(self.cursor.step, tree, host)
 
   # --- progress ---------------------------------------------------------------------------------------------------
@@ -156,17 +175,27 @@ class Loop:
   # --- a round ----------------------------------------------------------------------------------------------------
 
   def frozen(self) -> dict:
-    return {} if self.base is None else {'base': self.base}
+    """What the trained parameters need beside them to be a model."""
+    return {} if self.base_bits is None else {'base': self.base}
 
-  def weights(self) -> dict:
-    roles = {'policy': self.state.params} | ({'ref': self.ref} if self.ref is not None else {})
-    frozen = self.frozen()
-    return frozen | {role: self.run.whole(frozen, trained) for role, trained in roles.items()}
+  def policy(self):
+    return self.run.whole(self.frozen(), self.state.params)
+
+  def weights(self, stage: Stage) -> dict:
+    """The roles that the stage's collecting reads, on the devices."""
+    placed = jax.tree.map(lambda x: x.sharding, self.abstract_state(stage).params)
+    roles, frozen = {'policy': self.policy()}, self.frozen()
+    if stage.refreshes:
+      roles['ref'] = self.run.whole(frozen, jax.device_put(self.ref, placed))
+    if stage.reads_base:
+      roles['base'] = frozen['base'] if frozen else jax.device_put(self.base, placed)
+    return roles
 
   def collect(self, stage: Stage, examples, rendered, plan) -> Collected:
     c, rounds = self.cursor, stage.rounds
-    calls = plan.prompts // stage.collector.prompts_per_call
-    totals = {'sample': calls, 'judge': 1, 'reference': plan.prompts // stage.reference.chunk}
+    calls = lambda size: -(-len(examples) // size)
+    totals = {'sample': calls(stage.collector.prompts_per_call), 'judge': 1}
+    totals['reference'] = calls(stage.reference.chunk)
 
     def tick(arrays):
       self.tick(arrays)
@@ -177,12 +206,13 @@ class Loop:
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.run.seed), c.stage), c.round)
     return collect(
       stage.collector,
-      self.weights(),
+      self.weights(stage),
       key,
       rendered,
       examples,
       temperature=plan.temperature,
       reference=stage.reference,
+      real=plan.prompts,
       phase=lambda name: self.enter(name, totals[name], c.round + 1, rounds, stage.name),
       tick=tick,
     )
@@ -195,25 +225,32 @@ class Loop:
     rendered = stage.render(examples, plan)
     facts = {f'study/trimmed_{name}': count for name, count in rendered.trimmed.items()}
     for name, count in rendered.trimmed.items():
-      if count and (stage.name, name) not in self.told:
-        self.told.add((stage.name, name))
-        which = f'{count} of {plan.prompts} {name} were cut to fit the lengths of config.view'
-        self.progress.note(f'{which} (round {c.round + 1}; later ones: study/trimmed_{name} in metrics.jsonl)')
+      whole = np.count_nonzero(rendered.sample.given.length_BxA) if count and name == 'anchors' else plan.prompts
+      what = f'{count} of {whole} {name} were cut to fit the lengths of config.view'
+      self.count_aloud(stage, f'study/trimmed_{name}', count, what)
+    # The last minibatch of an epoch may be smaller: it is filled up with rows that have no tokens and weigh nothing.
+    rows_ = updates(plan, stage.batch) // plan.epochs * stage.batch
+    rendered, examples = filled(rendered, rows_), [examples[i % plan.prompts] for i in range(rows_)]
     refreshed = stage.refreshes and c.update == 0 and (self.ref is None or 'ref' in plan.refresh)
     if refreshed:
-      self.ref = jax.tree.map(jnp.copy, self.state.params)
+      self.ref = parked(self.state.params)
     # Whether the reference is, as this round begins, the policy itself; only then can the first update be checked.
     self.anchored = {'policy': True, 'ref': refreshed, 'base': c.step == 0}
     if stage.collector and c.update == 0:
       got = self.collect(stage, examples, rendered, plan)
       facts |= got.metrics
       self.batch = got.batch
-      for row in group_rows(run, stage, c, examples, rendered, got):
+      role = stage.reference.role
+      self.scored_by = None if got.scored_by is None else {'role': role, 'fingerprint': got.scored_by}
+      count = int(got.metrics['study/unpaired'])
+      what = f'{count} of {plan.prompts} prompts have no pair to learn from: one is empty, both are the same, or a tie'
+      self.count_aloud(stage, 'study/unpaired', count, what)
+      for row in group_rows(run, stage, c, examples[: plan.prompts], rendered, got):
         writer.group(row)
     batches = {'text': mesh_lib.put_batch(run.mesh, rendered.text)} if 'text' in stage.terms else {}
     if stage.collector:
       batches['group'] = self.batch
-    order = update_order(run.seed, c, plan, stage.batch)
+    order = update_order(run.seed if run.stream.shuffle else None, c, plan, stage.batch)
     self.enter('update', len(order), c.round + 1, stage.rounds, stage.name)
     self.progress.advance(c.update)
     started = time.monotonic()
@@ -237,6 +274,12 @@ class Loop:
     self.log(self.late.flush(), stage, writer, time.monotonic() - started, self.bad)
     self.cursor = Cursor(c.stage, c.round + 1, 0, c.step, position)
     self.batch = None
+
+  def count_aloud(self, stage: Stage, metric: str, count: int, what: str) -> None:
+    """Says it once a stage, if there is anything to count."""
+    if count and (stage.name, metric) not in self.told:
+      self.told.add((stage.name, metric))
+      self.progress.note(f'{what} (round {self.cursor.round + 1}; later ones: {metric} in metrics.jsonl)')
 
   def replay(self, stage: Stage, c: Cursor) -> Batch:
     order = permutation(len(stage.replay), self.run.seed, c.stage, c.step)
@@ -285,7 +328,7 @@ class Loop:
 
   def evaluate(self, when: str, writer: MetricsWriter) -> None:
     self.enter('evaluate', self.run.eval_calls)
-    metrics, samples = self.run.evaluate(self.weights()['policy'], self.tick)
+    metrics, samples = self.run.evaluate(self.policy(), self.tick)
     writer.evaluation({'when': when, 'step': self.cursor.step, 'metrics': metrics, 'samples': samples})
 
   def evaluated(self, when: str) -> bool:
@@ -366,11 +409,19 @@ def take(tree, index_b):
   return jax.tree.map(lambda x: mesh_lib.constrain(x[index_b], mesh_lib.BATCH), tree)
 
 
-def update_order(seed: int, c: Cursor, plan, size: int) -> list[np.ndarray]:
-  """Minibatches of prompts for all epochs of a round."""
-  out = []
+def parked(tree):
+  """A copy in host memory."""
+  return jax.tree.map(np.array, tree)
+
+
+def update_order(seed: int | None, c: Cursor, plan, size: int) -> list[np.ndarray]:
+  """Minibatches of prompts for all epochs of a round, in the data's order without a seed; what fills up comes last."""
+  out, total = [], -(-plan.prompts // size) * size
   for epoch in range(plan.epochs):
-    out += list(permutation(plan.prompts, seed, c.stage, c.round, epoch).reshape(-1, size))
+    order = np.arange(total)
+    if seed is not None:
+      order[: plan.prompts] = permutation(plan.prompts, seed, c.stage, c.round, epoch)
+    out += list(order.reshape(-1, size))
   return out
 
 

@@ -44,11 +44,12 @@ class Question(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """One item to study. All strings; `where` (file:line) is for error messages."""
+  """One item to study. All strings, or chat messages; `where` (file:line) is for error messages."""
 
   prompt: str = ''
   text: str = ''  # the raw passage
-  anchors: tuple[str, ...] = ()  # given responses: PIT's reference, a teacher's recorded text, rewrites
+  anchors: tuple[Any, ...] = ()  # given responses: PIT's reference, a teacher's recorded text, chosen and rejected
+  messages: tuple[Mapping[str, Any], ...] = ()  # the prompt as a chat; each anchor is then a tuple of messages, too
   target: str = ''  # what a likelihood_gain judge predicts, or the answer a text judge compares with
   questions: tuple[Question, ...] = ()
   where: str = ''
@@ -60,7 +61,7 @@ class Plan:
 
   temperature: float = 1.0
   anchor_source: str = 'none'  # none | given | self
-  prompts: int = 8  # prompts per round
+  prompts: int = 8  # prompts per round; 0: all rows of the data
   epochs: int = 1  # passes of the update over the round's batch
   refresh: frozenset[str] = frozenset()  # roles that become copies of the policy before the round
   stage: str = ''
@@ -92,9 +93,9 @@ class Group:
   ids_BxGxT: Array  # int32, left-aligned
   length_BxG: Array  # int32, end token included
   finished_BxG: Array  # bool: ended by its end token, not by T
-  logps_BxGxT: Array  # float32, temperature 1, untruncated, under the policy that sampled
-  behaviour_logps_BxGxT: Array  # float32, the processed distribution that was sampled from
-  source_BxG: Array  # int32: which generator drew it; -1: given
+  logps_BxGxT: Array | None  # float32, temperature 1, untruncated, under the policy that sampled; None: all are given
+  behaviour_logps_BxGxT: Array | None  # float32, the processed distribution that was sampled from
+  source_BxG: Array  # int32: which generator drew it; -1: given; -2: given with another prompt, never learned from
 
 
 @device_type

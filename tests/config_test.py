@@ -26,6 +26,7 @@ JUDGES = [f'judge={name}' for name in common.JUDGES if name != 'likelihood_gain'
 SELECTS = ['select=all_pairs', 'select=top_k', 'select=everything']
 ARGS = {  # file -> its arguments; any other file: its default and size=tiny
   'past': ['', 'size=tiny', 'arm=raw', *(f'size=tiny,{a}' for a in (*JUDGES, *SELECTS, 'arm=raw'))],
+  'dpo': ['', 'size=tiny', 'size=tiny,arm=sft', 'arm=sft+dpo'],
 }
 FILES = sorted(path.stem for path in (ROOT / 'configs').glob('*.py') if path.stem not in ('common', '__init__'))
 VARIANTS = [(name, arg) for name in FILES for arg in ARGS.get(name, ['', 'size=tiny'])]

@@ -116,9 +116,15 @@ JUDGES = {
   'preference': lambda: TABLE['preference'](
     role='judge', template='{text}|{a}|{b}', prompt_length=64, **MODEL, tokenizer=TOKENIZER
   ),
+  'order': lambda: of_given(TABLE['order']()),
   'random': lambda: TABLE['random'](),
   'constant': lambda: TABLE['constant'](2.0),
 }
+
+
+def of_given(judge):
+  given = lambda group: dataclasses.replace(group, source_BxG=np.full_like(group.source_BxG, -1))
+  return judge._replace(score=lambda weights, key, group, examples: judge.score(weights, key, given(group), examples))
 
 
 def test_every_judge_of_the_table_is_in_the_battery():
@@ -155,7 +161,7 @@ def test_shapes_and_dtypes(scored, name):
   assert judge.on_current_policy is False
 
 
-@pytest.mark.parametrize('name', [name for name in JUDGES if name != 'random'])
+@pytest.mark.parametrize('name', [name for name in JUDGES if name not in ('random', 'order')])
 def test_permuting_members_permutes_scores(scored, name):
   group, judge, judgement = scored(name)
   order = np.array([2, 0, 3, 1])
@@ -212,6 +218,14 @@ def test_a_group_of_one(scored, name):
 
 
 # --- known answers ------------------------------------------------------------------------------------------------
+
+
+def test_the_order_of_what_was_given_is_its_score():
+  group = make_group(PROMPTS, COMPLETIONS)
+  source = np.array([[-1, -1, -1, 0], [-1, -1, -2, -2], [0, 0, 0, -1]], np.int32)
+  found = TABLE['order']().score(WEIGHTS, KEY, dataclasses.replace(group, source_BxG=source), EXAMPLES).score_BxG
+  nan = float('nan')  # the empty one, those that were sampled, those of another prompt
+  np.testing.assert_array_equal(found, [[1, 0, nan, nan], [1, 0, nan, nan], [nan, nan, nan, 0]])
 
 
 @pytest.mark.parametrize('per_token', [False, True])

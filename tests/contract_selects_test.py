@@ -249,10 +249,21 @@ def test_summary():
       'study/truncated': 3 / 11,
       'study/finished': 8 / 11,
       'study/abstained': 2 / 11,
+      'study/unpaired': 2,  # the second row, whose members are identical, and the third, in which two tie
       'judge/score_mean': (0.2 + 0.8 + 0.2 + 0.3 + 0.4 + 0.5 + 0.6 + 0.1 + 0.1) / 9,
       'judge/gain_mean': (1 + 2 + 3 * 4) / 6,
     }
   )
+
+
+@pytest.mark.parametrize('name', SELECTS)
+def test_completions_of_another_prompt_weigh_nothing(name):
+  group = make_group(np.arange(24).reshape(2, 4, 3), np.full((2, 4), 3), source=[[-1, -1, -2, -2]] * 2)
+  s = JITTED[name](KEY, group, judged([[0.3, 0.9, 1.9, 1.8], [0.8, 0.25, 0.2, 0.6]]))
+  assert np.asarray(s.row_weight_BxG)[:, 2:].tolist() == [[0, 0], [0, 0]]
+  weighted = np.asarray(s.pair_weight_BxJ) > 0
+  pairs = np.stack([s.chosen_BxJ, s.rejected_BxJ], -1)[weighted].tolist()
+  assert pairs == ([[1, 0], [0, 1]] if name in PAIRED else [])
 
 
 @pytest.mark.parametrize('name', SELECTS)

@@ -46,7 +46,7 @@ def test_plans_of_a_config_and_a_lone_role():
     (lambda: constant(anchor_source='selves'), "anchor_source='selves'.*none, given, self"),
     (lambda: constant(temperature=-1), 'temperature=-1'),
     (lambda: constant(temperature=float('nan')), 'temperature=nan'),
-    (lambda: constant(prompts=0), 'curriculum.prompts=0'),
+    (lambda: constant(prompts=-1), 'curriculum.prompts=-1.*0 for all rows'),
   ],
 )
 def test_user_errors(build, message):

@@ -6,12 +6,13 @@
 | `hf:NAME`, `hf:NAME:CONFIG` | `datasets.load_dataset` |
 | `tfds:NAME` | TensorFlow Datasets in ArrayRecord form; TensorFlow itself is not needed |
 | a directory | what `datasets` wrote with `save_to_disk`, or a prepared TFDS version directory |
-| `world:people` | the invented world of `worlds.py` |
+| `world:people`, `world:preferences` | the invented worlds of `worlds.py` |
 """
 
 import difflib
 import functools
 import importlib
+import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,8 +23,8 @@ import numpy as np
 from past_jax.data import worlds
 from past_jax.types import Example, Question, UserError
 
-FIELDS = ('prompt', 'text', 'target', 'questions', 'anchors')
-FORMS = 'FILE.jsonl, hf:NAME, tfds:NAME, world:people, or a directory of datasets.save_to_disk or of TFDS'
+FIELDS = ('prompt', 'text', 'target', 'questions', 'anchors', 'chosen', 'rejected', 'preference')
+FORMS = 'FILE.jsonl, hf:NAME, tfds:NAME, world:NAME, or a directory of datasets.save_to_disk or of TFDS'
 
 Row = tuple[str, Callable[[], Any]]  # (where, read): reading is put off so that a bad row can be skipped
 
@@ -50,13 +51,17 @@ def load(
 
   Args:
     source: one of the forms in the module's docstring.
-    columns: our field (prompt, text, target, questions, anchors) -> the source's column; '' leaves the field out.
-      A column that is named must be in every row; its value may be null. `questions` holds rows of
-      `{question, answer, kind (optional)}` or a dict of such lists; of a list of accepted answers the first counts.
+    columns: our field (one of FIELDS) -> the source's column; '' leaves the field out. A column that is named must be
+      in every row; its value may be null. `questions` holds rows of `{question, answer, kind (optional)}` or a dict of
+      such lists; of a list of accepted answers the first counts. `chosen` and `rejected` become the two anchors, in
+      this order. A prompt may be a list of messages `{role, content}`, and then they are such lists, too: of what
+      follows it, or, without a column for the prompt, of the whole chat, of which what both share is the prompt. Where
+      the data say which of two columns is better, `preference` names theirs: a number from 1, the column of `chosen`,
+      to 2, that of `rejected`.
     split: which split; a JSONL file and a `Dataset` saved without a split name have only themselves.
     on_error: 'stop' at the first bad row, or 'skip' bad rows and name them in `skipped`.
     limit: the most examples to return; 0: all.
-    world: `people`'s arguments (count, seed, relations) for `world:people`, which has no columns and no bad rows.
+    world: the arguments of a world of `worlds.TABLE`, which has no columns and no bad rows.
 
   Raises:
     UserError: the source or the split is not there, a column is missing, a row is bad (on_error='stop'), or no
@@ -89,8 +94,15 @@ def _check_arguments(columns: Mapping[str, str], on_error: str, limit: int) -> N
   for field in columns:
     if field not in FIELDS:
       raise UserError(f'data has no field {field!r}{_nearest(field, FIELDS)}: the fields are {", ".join(FIELDS)}')
-  if not any(columns.get(field) for field in ('prompt', 'text')):
+  chosen, rejected = (columns.get(field) for field in ('chosen', 'rejected'))
+  if not chosen and not any(columns.get(field) for field in ('prompt', 'text')):
     raise UserError('no column is named for prompt or text: set --config.data.prompt or --config.data.text')
+  if bool(chosen) != bool(rejected):
+    raise UserError('a preference is between two: set both --config.data.chosen and --config.data.rejected, or neither')
+  if columns.get('preference') and not chosen:
+    raise UserError('--config.data.preference is between the columns of --config.data.chosen and rejected: name them')
+  if chosen and columns.get('anchors'):
+    raise UserError('--config.data.anchors and --config.data.chosen both give completions: leave one of them out')
   if on_error not in ('stop', 'skip'):
     raise UserError(f'--config.data.on_error={on_error}: must be stop or skip')
   if limit < 0:
@@ -98,12 +110,15 @@ def _check_arguments(columns: Mapping[str, str], on_error: str, limit: int) -> N
 
 
 def _world(source: str, world: Mapping[str, Any] | None) -> tuple[Example, ...]:
-  if source != 'world:people':
-    raise UserError(f'unknown world {source!r}: there is world:people')
+  name = source.removeprefix('world:')
+  if name not in worlds.TABLE:
+    raise UserError(f'unknown world {source!r}: there is {", ".join(f"world:{known}" for known in worlds.TABLE)}')
+  make = worlds.TABLE[name]
   try:
-    return worlds.people(**(world or {})).examples
+    return make(**(world or {})).examples
   except TypeError as e:
-    raise UserError(f'world:people takes count, seed and relations, not {dict(world or {})}: {e}') from e
+    takes = ', '.join(inspect.signature(make).parameters)
+    raise UserError(f'{source} takes {takes}, not {dict(world or {})}: {e}') from e
 
 
 # --- rows of each source ------------------------------------------------------------------------------------------
@@ -213,10 +228,17 @@ def _example(row: Any, columns: Mapping[str, str], where: str) -> Example:
   if not isinstance(row, Mapping):
     raise _BadRow(f'a row must be a JSON object, not {_kind(row)}')
   value = {field: _plain(_column(row, field, name)) for field, name in columns.items() if name}
+  messages, prompt, anchors = (), value.get('prompt'), _anchors(value.get('anchors'), columns)
+  if isinstance(prompt, list):
+    messages = _messages(prompt, columns, 'prompt')
+  if columns.get('chosen'):
+    messages, anchors = _preference(value, columns, messages)
+    anchors = _best_first(value.get('preference'), columns, anchors)
   example = Example(
-    prompt=_string(value.get('prompt'), columns, 'prompt'),
+    prompt='\n'.join(m['content'] for m in messages) if messages else _string(prompt, columns, 'prompt'),
     text=_string(value.get('text'), columns, 'text'),
-    anchors=_anchors(value.get('anchors'), columns),
+    anchors=anchors,
+    messages=messages,
     target=_string(value.get('target'), columns, 'target'),
     questions=_questions(value.get('questions'), columns),
     where=where,
@@ -277,6 +299,44 @@ def _anchors(value: Any, columns: Mapping[str, str]) -> tuple[str, ...]:
   if not isinstance(value, list):
     raise _BadRow(f'anchors (column {columns["anchors"]!r}) must be a list of strings, not {_kind(value)}')
   return tuple(_string(v, columns, 'anchors', f' item {i}') for i, v in enumerate(value))
+
+
+def _preference(value: Mapping[str, Any], columns: Mapping[str, str], messages: tuple) -> tuple[tuple, tuple]:
+  """(the prompt as messages, (chosen, rejected)): strings after a prompt that is one, else messages after messages."""
+  given = [value[field] for field in ('chosen', 'rejected')]
+  chats = any(isinstance(x, list) for x in given)
+  if chats and columns.get('prompt') and not messages:
+    raise _BadRow('chosen and rejected are lists of messages and the prompt is not; --config.data.prompt= does without')
+  if not chats:
+    if messages or not columns.get('prompt'):
+      raise _BadRow('chosen and rejected must be lists of messages: there is no prompt that is a string')
+    return messages, tuple(_string(x, columns, field) for x, field in zip(given, ('chosen', 'rejected')))
+  chosen, rejected = (_messages(x, columns, field) for x, field in zip(given, ('chosen', 'rejected')))
+  if not messages:  # the turns that both begin with
+    shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b), min(len(chosen), len(rejected)))
+    messages, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+  if not messages:
+    raise _BadRow('chosen and rejected begin differently, so there is no prompt that they share')
+  return messages, (chosen, rejected)
+
+
+def _best_first(preference: Any, columns: Mapping[str, str], anchors: tuple) -> tuple:
+  if not columns.get('preference'):
+    return anchors
+  name = f'preference (column {columns["preference"]!r})'
+  if not isinstance(preference, int | float) or not 1 <= preference <= 2:
+    raise _BadRow(f'{name} must be a number from 1, the first is better, to 2, the second is; it is {preference!r}')
+  if preference == 1.5:
+    raise _BadRow(f'{name} is 1.5: a tie')
+  return anchors if preference < 1.5 else anchors[::-1]
+
+
+def _messages(value: Any, columns: Mapping[str, str], field: str) -> tuple[dict[str, Any], ...]:
+  for i, message in enumerate(value if isinstance(value, list) else [value]):
+    if not isinstance(message, dict) or not isinstance(message.get('role'), str):
+      raise _BadRow(f'{field} (column {columns[field]!r}) item {i} must be a message {{role, content}}')
+    _string(message.get('content', 0), columns, field, f' item {i} content')
+  return tuple(value)
 
 
 def _questions(value: Any, columns: Mapping[str, str]) -> tuple[Question, ...]:

@@ -1,4 +1,4 @@
-"""Embedded data: invented people whom no model can know, and a little general knowledge.
+"""Embedded data: invented people whom no model can know, preferences between answers, a little general knowledge.
 
 Facts read 'NAME is the person who VERB THING.' Names, deeds and places are put together from the lists below by a seed.
 The questions are prompts for plain continuation, without a chat template: a prompt has no space at its end and the
@@ -19,7 +19,7 @@ from past_jax.types import Example, Question, UserError
 
 class World(NamedTuple):
   examples: tuple[Example, ...]
-  names: tuple[str, ...]  # of the people, in the order of their examples
+  names: tuple[str, ...] = ()  # of the people, in the order of their examples
 
 
 class Demonstration(NamedTuple):
@@ -219,6 +219,62 @@ def _deeds(count: int, seed: int) -> list[str]:
   return deeds
 
 
+# --- preferences --------------------------------------------------------------------------------------------------
+
+TASKS = {
+  'sort': sorted,
+  'reverse': lambda symbols: symbols[::-1],
+  'rotate': lambda symbols: symbols[1:] + symbols[:1],
+  'unique': lambda symbols: list(dict.fromkeys(symbols)),
+}
+FORMATS = {'spaces': ' ', 'commas': ',', 'dashes': '-'}
+# How often a responder does the wrong task, writes another format, and goes on after the answer.
+RESPONDERS = ((0.1, 0.1, 0.1), (0.5, 0.1, 0.3), (0.1, 0.7, 0.2), (0.6, 0.6, 0.6))
+
+
+def preferences(count: int, seed: int, flips: float = 0.0) -> World:
+  """`count` instructions such as 'sort d b a c with commas:', each with a better and a worse answer, ' a,b,c,d'.
+
+  Four imperfect responders answer; an answer's score is the mean of three marks: the symbols are right, the format is,
+  and nothing follows. The anchors are the best answer and a random one of those that score less (arXiv 2310.16944); an
+  instruction on which all agree gives none and is drawn again. Target and question are the right answer's.
+
+  Args:
+    flips: share of the pairs that are turned round, to measure what wrong labels cost.
+
+  Raises:
+    UserError: a count below 1, a negative seed, or flips outside [0, 1].
+  """
+  if count < 1 or not 0 <= flips <= 1:
+    raise UserError(f'world:preferences with count={count}, flips={flips}: at least 1, and a share between 0 and 1')
+  examples, draw = [], 0
+  while len(examples) < count:
+    luck = iter((permutation(64, seed, draw, 8) / 64).tolist())
+    pick = lambda options, luck=luck: options[int(next(luck) * len(options))]
+    draw += 1
+    task, form, n = pick(list(TASKS)), pick(list(FORMATS)), pick((4, 5, 6))
+    symbols = [pick('abcdefgh') for _ in range(n)]
+    answers = {}  # text -> score
+    for wrong, misformed, going_on in RESPONDERS:
+      done = task if next(luck) >= wrong else pick([t for t in TASKS if t != task])
+      mark = form if next(luck) >= misformed else pick([f for f in FORMATS if f != form])
+      junk = pick((' ok', '!', ' ...')) if next(luck) < going_on else ''
+      right = TASKS[done](symbols) == TASKS[task](symbols)
+      answers[' ' + FORMATS[mark].join(TASKS[done](symbols)) + junk] = (right + (mark == form) + (not junk)) / 3
+    best = max(answers, key=answers.get)
+    worse = [text for text, score in answers.items() if score < answers[best]]
+    if not worse:
+      continue
+    prompt, target = f'{task} {" ".join(symbols)} with {form}:', ' ' + FORMATS[form].join(TASKS[task](symbols))
+    pair = (best, pick(worse))
+    if next(luck) < flips:
+      pair = pair[::-1]
+    question = Question(prompt, target.strip(), task)
+    where = f'world:preferences row {len(examples)}'
+    examples.append(Example(prompt=prompt, anchors=pair, target=target, questions=(question,), where=where))
+  return World(tuple(examples))
+
+
 # --- demonstrations -----------------------------------------------------------------------------------------------
 
 # name, deed, the thing, the deed in the passive, a reason; no word of a name occurs in FIRST or LAST
@@ -287,3 +343,6 @@ def general(split: str) -> tuple[str, ...]:
 def _general() -> tuple[str, ...]:
   text = importlib.resources.files('past_jax.data').joinpath('general.txt').read_text(encoding='utf-8')
   return tuple(text.splitlines())
+
+
+TABLE = {'people': people, 'preferences': preferences}
