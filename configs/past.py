@@ -52,7 +52,7 @@ def get_config(arg=''):
       a.select,
     ),
     curriculum=dict(name='constant', temperature=0.8, prompts=8 if tiny else 12, epochs=2 if tiny else 4),
-    reference=dict(role='policy', max_gap=0.01),  # nats per completion
+    reference=dict(role='policy', max_gap=0.01, rate=1.0),  # nats per completion; how far a refresh moves the role ref
     losses=dict(
       text=dict(nll=dict(weight=1.0)),
       group=dict(nll=dict(weight=1.0), dpo=dict(weight=0.1, beta=0.1, label_smoothing=0.0)),

@@ -22,7 +22,7 @@ from past_jax.evals.closed_book import closed_book
 from past_jax.evals.perplexity import perplexity
 from past_jax.judges.likelihood_gain import NEEDS
 from past_jax.models.transformer import INPUT_AXES
-from past_jax.types import Example, Params, Plan, Update, UserError, Weights
+from past_jax.types import Example, Loss, Params, Plan, Update, UserError, Weights
 
 OPTIMIZERS = {'adamw': update.adamw}
 KINDS = {
@@ -34,6 +34,7 @@ KINDS = {
 TERMS = ('text', 'group', 'replay')
 ROLES = ('policy', 'base', 'ref')
 PAIRWISE = ('best_vs', 'all_pairs')
+SELECTS = {'pairs': PAIRWISE, 'group': ('everything',)}  # what a loss needs -> the selects that give it
 RESOURCES = ('policy', 'tokenizer')  # parameters that come from the run, not from the config
 ADAPTERS = 1 << 31  # the branch of the run's key for new adapters; rounds use those of the stages' numbers
 MAY_CHANGE = ('checkpoint.', 'log.', 'eval.every')  # on resume; and every stage's `rounds`
@@ -69,7 +70,7 @@ KEYS = {
 STAGE_KEYS = {
   **{'trains': str, 'rounds': 1, 'batch': 1, 'sample_prompts': 1},
   **dict.fromkeys(KINDS, Mapping),
-  **{'reference': {'role': str, 'max_gap': 0.0}, 'losses': Mapping, 'replay_batch': 1, 'replay_length': 2},
+  **{'reference': {'role': str, 'max_gap': 0.0, 'rate': 0.0}, 'losses': Mapping, 'replay_batch': 1, 'replay_length': 2},
 }
 # The same for components' keys, where the type of the default does not say it all.
 LEAST = {
@@ -98,7 +99,9 @@ class Stage(NamedTuple):
   render: Callable
   update: Update
   terms: tuple[str, ...]
-  beta: float  # of the DPO term, for the self-test; 0 without one
+  old: Reference | None  # the same for the log-probs of the policy that sampled
+  at_reference: Mapping[str, tuple[float, float]]  # `Loss.at_reference` of the group's losses, for the self-test
+  rate: float  # a refresh moves the role `ref` this far towards the policy; 1: a copy
   refreshes: bool  # the role `ref` is in use
   reads_base: bool
   replay: tuple[str, ...]
@@ -329,6 +332,10 @@ def stage_problems(config, name: str) -> list[str]:
     out.append(f"{at}.trains={s.trains!r}: only 'policy' can be trained so far.")
   if s.reference.role not in ROLES:
     out.append(f'{at}.reference.role={s.reference.role!r}: choose one of {", ".join(ROLES)}.')
+  if not 0 < s.reference.rate <= 1:
+    out.append(f'{at}.reference.rate={s.reference.rate}: a refresh moves the reference by a share above 0, up to 1.')
+  elif s.reference.rate < 1 and config.model.lora.rank:
+    out.append(f'{at}.reference.rate={s.reference.rate}: a mean of adapters is no mean of models; with them give 1.0.')
   if 'replay' in s.losses:
     if not config.data.replay:
       out.append(f"{at}.losses.replay needs texts: set config.data.replay='general' or drop the term.")
@@ -340,11 +347,23 @@ def stage_problems(config, name: str) -> list[str]:
   try:
     _, plans = plans_of(s)
     component(selects.TABLE, s.select, 'select')
-    for named in losses_of(s).values():
-      for _, keys in named.values():
-        component(losses.TABLE, keys, 'losses')
+    terms = {
+      term: {name: component(losses.TABLE, keys, 'losses') for name, (_, keys) in named.items()}
+      for term, named in losses_of(s).items()
+    }
   except UserError as error:
     return [f'{at}.{error}']
+  for term, named in terms.items():
+    for name, loss in named.items():
+      gives = SELECTS.get(loss.needs, ())
+      if loss.needs and term != 'group':
+        out.append(f'{at}.losses.{term}.{name} learns from judged completions: only the term group has them.')
+      elif loss.needs and s.select.name not in gives:
+        what = {'pairs': 'pairs', 'group': 'the scores of whole groups'}[loss.needs]
+        does = 'does' if len(gives) == 1 else 'do'
+        out.append(
+          f'{at}.losses.group.{name} needs {what}; select {s.select.name!r} makes none ({" and ".join(gives)} {does}).'
+        )
   for count in sorted({plan.prompts for plan in plans}):
     for key in ('batch', 'sample_prompts'):
       if count % s[key]:
@@ -367,8 +386,6 @@ def stage_problems(config, name: str) -> list[str]:
     out.append(f"{at}.generator 'given' needs {at}.curriculum.anchor_source='given'.")
   elif size < 2 and s.select.name in PAIRWISE:
     out.append(f'{size_key}={size}, but select {s.select.name!r} compares completions: at least 2.')
-  if 'dpo' in s.losses.group and s.select.name not in PAIRWISE:
-    out.append(f'{at}.losses.group.dpo needs pairs; select {s.select.name!r} makes none ({" and ".join(PAIRWISE)} do).')
   return out
 
 
@@ -497,7 +514,9 @@ def build_adapters(config):
 def build_stage(config, name: str, model: models.Model, mesh_, whole) -> Stage:
   s, at = config[name], f'config.{name}'
   plan, plans = plans_of(s)
-  collect = reference = None
+  collect = reference = old = None
+  terms = losses_by_term(s)
+  group = terms.get('group')
   roles = {s.reference.role, *(role for p in plans for role in p.refresh)}
   if 'group' in s.losses:
     make = functools.partial(component, policy=model.policy, tokenizer=model.tokenizer)
@@ -512,6 +531,7 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole) -> Stage:
     sampled_by = arguments(generators.TABLE, s.generator)['role']
     roles |= {sampled_by, arguments(judges.TABLE, s.judge).get('role', 'policy')}
     reference = Reference(
+      needed=group.reference,
       role=s.reference.role,
       sampled_by=sampled_by,
       one_update=all(p.prompts == s.batch and p.epochs == 1 for p in plans),
@@ -519,7 +539,7 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole) -> Stage:
       max_gap=s.reference.max_gap,
       chunk=s.batch,
     )
-  dpo = losses_of(s).get('group', {}).get('dpo')
+    old = reference._replace(needed=group.old, role=sampled_by)
   return Stage(
     name=name,
     rounds=s.rounds,
@@ -530,9 +550,11 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole) -> Stage:
     render=render.renderer(
       tokenizer=model.tokenizer, completion_length=completion_length(config, name)[1], **plain(config.view)
     ),
-    update=build_update(config.optimizer, s, model, sum(p.prompts // s.batch * p.epochs for p in plans), whole),
+    update=build_update(config.optimizer, terms, model, sum(p.prompts // s.batch * p.epochs for p in plans), whole),
     terms=tuple(s.losses),
-    beta=arguments(losses.TABLE, dpo[1])['beta'] if dpo else 0.0,
+    old=old,
+    at_reference=group.at_reference if group else {},
+    rate=s.reference.rate,
     refreshes=collect is not None and 'ref' in roles,
     reads_base=collect is not None and 'base' in roles,
     replay=worlds.general('replay') if 'replay' in s.losses else (),
@@ -541,14 +563,17 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole) -> Stage:
   )
 
 
-def build_update(optimizer, stage, model: models.Model, total: int, whole) -> Update:
-  """One optimizer step on the stage's losses; the learning rate's schedule spans the stage's `total` updates."""
-  o = plain(optimizer)
-  rate = update.schedule(lr=o.pop('lr'), warmup=o.pop('warmup'), end=o.pop('end'), total=total)
-  terms = {
-    term: losses.add([(w, loss, component(losses.TABLE, keys, 'losses')) for loss, (w, keys) in named.items()])
+def losses_by_term(stage) -> dict[str, Loss]:
+  return {
+    term: losses.add([(w, name, component(losses.TABLE, keys, 'losses')) for name, (w, keys) in named.items()])
     for term, named in losses_of(stage).items()
   }
+
+
+def build_update(optimizer, terms: Mapping[str, Loss], model: models.Model, total: int, whole) -> Update:
+  """One optimizer step on the stage's losses; the learning rate's schedule spans its `total` updates."""
+  o = plain(optimizer)
+  rate = update.schedule(lr=o.pop('lr'), warmup=o.pop('warmup'), end=o.pop('end'), total=total)
   return update.gradient(
     policy=model.policy,
     losses={term: (1.0, loss) for term, loss in terms.items()},

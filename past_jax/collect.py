@@ -1,5 +1,6 @@
 """One round's batch: sample groups, judge them, select, and attach reference log-probs."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -107,13 +108,25 @@ def sampler_gap(c: Collector, params, group: Group) -> float:
   return float(np.where(np.asarray(few.source_BxG) >= 0, gap, 0.0).max())
 
 
-def score(c: Collector, params, batch: Batch, size: int, tick) -> Batch:
-  """`batch` with reference log-probs from one scoring pass, in the update's own shapes and by its own function."""
+def score(c: Collector, params, batch: Batch, size: int, tick):
+  """logps_BxGxT of a batch from one scoring pass, in the update's own shapes and by its own function."""
   batch, scored = jax.device_get(batch), []
   for rows in parts(len(batch.length_BxG), size):
     part = put_batch(c.mesh, rows_of((batch.prompts, batch.ids_BxGxT, batch.length_BxG), rows))
     scored.append(jax.device_get(tick(c.logps(params, *part))))
-  return put_batch(c.mesh, Batch(**{**vars(batch), 'ref_logps_BxGxT': np.concatenate(scored)}))
+  return put_batch(c.mesh, np.concatenate(scored))
+
+
+def attach(c: Collector, weights, batch: Batch, sources, gap: float, phase, tick) -> Batch:
+  """`batch` with the log-probs that losses read: {field: `Reference`}. No role is scored twice."""
+  found, scored = {}, {}
+  for field, source in sources.items():
+    mode = source.mode(gap)
+    if mode == 'score' and source.role not in scored:
+      phase('reference')
+      scored[source.role] = score(c, weights[source.role], batch, source.chunk, tick)
+    found[field] = {'sampler': batch.old_logps_BxGxT, 'score': scored.get(source.role)}.get(mode)
+  return dataclasses.replace(batch, **found)
 
 
 def collect(
@@ -125,6 +138,7 @@ def collect(
   *,
   temperature: float,
   reference,
+  old,
   phase=lambda name: None,
   tick=lambda x: x,
 ) -> Collected:
@@ -132,6 +146,7 @@ def collect(
 
   Args:
     reference: a `Reference`: which log-probs the preference is measured against, and whether they are free.
+    old: the same of the policy that sampled.
     phase: told the name of what comes next (sample, judge, reference), for progress.
     tick: given the arrays of every device call, for progress and to stop early; returns them.
   """
@@ -143,12 +158,7 @@ def collect(
   judgement = tick(c.judge.score(weights, key_judge, group, examples))
   train = put_batch(c.mesh, rendered.train)
   selection, batch, metrics = c.select(key_select, group, judgement, train)
-  mode = reference.mode(gap)
-  if mode == 'sampler':
-    batch = Batch(**{**vars(batch), 'ref_logps_BxGxT': batch.old_logps_BxGxT})
-  elif mode == 'score':
-    phase('reference')
-    batch = score(c, weights[reference.role], batch, reference.chunk, tick)
+  batch = attach(c, weights, batch, {'ref_logps_BxGxT': reference, 'old_logps_BxGxT': old}, gap, phase, tick)
   metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
   return Collected(batch, group, judgement, selection, metrics | {'check/sampler_gap': gap})
 
@@ -156,10 +166,12 @@ def collect(
 class Reference(NamedTuple):
   """Where reference log-probs come from.
 
-  `self`: one update per round, so the step's own log-probs are the reference, exactly. `sampler`: the sampler's, where
-  it was the policy itself in the training view and the measured gap is at most `max_gap` nats. Else one scoring pass.
+  `none`: no loss reads them. `self`: one update per round, so the step's own log-probs are the reference, exactly.
+  `sampler`: the sampler's, where it was the policy itself in the training view and the measured gap is at most
+  `max_gap` nats. Else `score`: one scoring pass.
   """
 
+  needed: bool  # some loss reads them
   role: str  # the role whose log-probs are the reference; `policy`: the policy at the start of the round
   sampled_by: str
   one_update: bool
@@ -168,6 +180,8 @@ class Reference(NamedTuple):
   chunk: int  # prompts per scoring call: the update's batch
 
   def mode(self, gap: float) -> str:
+    if not self.needed:
+      return 'none'
     if self.role == 'policy' and self.one_update:
       return 'self'
     if self.role == self.sampled_by and self.same_view and gap <= self.max_gap:

@@ -62,7 +62,7 @@ class Plan:
   anchor_source: str = 'none'  # none | given | self
   prompts: int = 8  # prompts per round
   epochs: int = 1  # passes of the update over the round's batch
-  refresh: frozenset[str] = frozenset()  # roles that become copies of the policy before the round
+  refresh: frozenset[str] = frozenset()  # roles that move to the policy, or towards it, before the round
   stage: str = ''
 
 

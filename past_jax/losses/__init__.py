@@ -9,12 +9,15 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from past_jax.losses import pairs
-from past_jax.losses.rows import nll
+from past_jax.losses.groups import grpo, nash_md, rloo
+from past_jax.losses.rows import kto, nll, optimism
 from past_jax.types import Batch, Loss, UserError
 
 
 def add(terms: Sequence[tuple[float, str, Loss]]) -> Loss:
   """sum of weight * loss over (weight, name, loss). Metrics of a term are under its name; `loss` is the sum.
+
+  RPO (2404.19733) is dpo + alpha * nll of rows `chosen`; MPO (2411.10442) 0.8 * dpo + 0.2 * bco_pair + the same nll.
 
   Raises:
     UserError: no terms, or two of one name.
@@ -46,4 +49,4 @@ PAIRS = (
   *(pairs.nca_pair, pairs.bco_pair, pairs.sppo_hard, pairs.sppo, pairs.apo_zero, pairs.apo_down),
   *(pairs.aot, pairs.aot_unpaired, pairs.simpo, pairs.cpo, pairs.orpo),
 )
-TABLE = {make.__name__: make for make in (*PAIRS, nll)}
+TABLE = {make.__name__: make for make in (*PAIRS, nll, kto, optimism, grpo, rloo, nash_md)}

@@ -32,6 +32,11 @@ def mean(x, weight):
   return total / jnp.where(scale > 0, scale, 1.0)
 
 
+def reward_bounds(beta: float) -> dict[str, tuple[float, float]]:
+  """What rewards beta * h are at the reference, for `Loss.at_reference`."""
+  return {f'rewards/{name}': (0.0, k * beta) for name, k in (('chosen', 1), ('rejected', 1), ('margins', 2))}
+
+
 def choice(key: str, value, options) -> None:
   if value not in options:
     raise UserError(f'{key}={value!r}: choose one of {", ".join(options)}.')

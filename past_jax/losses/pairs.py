@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from past_jax.losses.common import CAP, at_least_0, choice, log_ratios, masked, mean, positive
+from past_jax.losses.common import CAP, at_least_0, choice, log_ratios, masked, mean, positive, reward_bounds
 from past_jax.types import Array, Batch, Loss, UserError
 
 log_sigmoid, sigmoid = jax.nn.log_sigmoid, jax.nn.sigmoid
@@ -167,8 +167,8 @@ def framed(
       'logps/rejected': by_weight(logp[1]),
     }
 
-  at = {f'rewards/{x}': (0.0, k * beta) for x, k in (('chosen', 1), ('rejected', 1), ('margins', 2))}
-  at |= {'loss': (formula.at, formula.slope)} if formula.at is not None and not wpo else {}
+  fixed = formula.at is not None and not wpo
+  at = ({'loss': (formula.at, formula.slope)} if fixed else {}) | reward_bounds(beta)
   return Loss(
     value,
     statistics=('log_sum_sq',) if wpo else (),
