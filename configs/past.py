@@ -47,6 +47,7 @@ def get_config(arg=''):
         'all_pairs': dict(name='all_pairs', margin=0.0),
         'top_k': dict(name='top_k', k=1),
         'everything': dict(name='everything'),
+        'softmax': dict(name='softmax', temperature=1.0),
       },
       'select',
       a.select,
@@ -63,7 +64,7 @@ def get_config(arg=''):
   )
   if a.judge == 'likelihood_gain' and tiny:
     c.study.judge.target_length = c.view.text_length
-  if a.select in ('top_k', 'everything'):  # no pairs: best-of-K or unjudged imitation
+  if a.select in ('top_k', 'everything', 'softmax'):  # no pairs: best-of-K, unjudged or weighted imitation
     del c.study.losses.group['dpo']
   common.choose({'past': 0, 'raw': 0}, 'arm', a.arm)
   if a.arm == 'raw':

@@ -34,7 +34,7 @@ KINDS = {
 TERMS = ('text', 'group', 'replay')
 ROLES = ('policy', 'base', 'ref')
 PAIRWISE = ('best_vs', 'all_pairs')
-SELECTS = {'pairs': PAIRWISE, 'group': ('everything',)}  # what a loss needs -> the selects that give it
+SELECTS = {'pairs': PAIRWISE, 'scores': ('everything',), 'group': ('everything',)}  # what a loss needs -> who gives it
 RESOURCES = ('policy', 'tokenizer')  # parameters that come from the run, not from the config
 ADAPTERS = 1 << 31  # the branch of the run's key for new adapters; rounds use those of the stages' numbers
 MAY_CHANGE = ('checkpoint.', 'log.', 'eval.every')  # on resume; and every stage's `rounds`
@@ -359,11 +359,8 @@ def stage_problems(config, name: str) -> list[str]:
       if loss.needs and term != 'group':
         out.append(f'{at}.losses.{term}.{name} learns from judged completions: only the term group has them.')
       elif loss.needs and s.select.name not in gives:
-        what = {'pairs': 'pairs', 'group': 'the scores of whole groups'}[loss.needs]
-        does = 'does' if len(gives) == 1 else 'do'
-        out.append(
-          f'{at}.losses.group.{name} needs {what}; select {s.select.name!r} makes none ({" and ".join(gives)} {does}).'
-        )
+        what = 'pairs' if loss.needs == 'pairs' else 'the score of every completion'
+        out.append(f'{at}.losses.group.{name} needs {what}: not select {s.select.name!r}, but {" or ".join(gives)}.')
   for count in sorted({plan.prompts for plan in plans}):
     for key in ('batch', 'sample_prompts'):
       if count % s[key]:
@@ -386,6 +383,8 @@ def stage_problems(config, name: str) -> list[str]:
     out.append(f"{at}.generator 'given' needs {at}.curriculum.anchor_source='given'.")
   elif size < 2 and s.select.name in PAIRWISE:
     out.append(f'{size_key}={size}, but select {s.select.name!r} compares completions: at least 2.')
+  elif size < 2 and (compare := [name for name, loss in terms['group'].items() if loss.needs == 'group']):
+    out.append(f'{size_key}={size}, but {at}.losses.group.{compare[0]} compares completions: at least 2.')
   return out
 
 

@@ -1,4 +1,4 @@
-"""Losses of whole groups, as select `everything` keeps them: a member is compared with the others by the judge's scores.
+"""Losses of whole groups, as select `everything` keeps them: members are compared by the judge's scores.
 
 Members of row weight 0 have no part in means and deviations. rho is the ratio of the policy to the one that sampled
 (`old`), which in a round of one update is the policy itself under `stop_gradient`.
@@ -117,9 +117,9 @@ def rloo(beta: float = 0.0, clip: float = 0.0) -> Loss:
     ratio = log_ratios(logps, batch.old_logps_BxGxT, batch)
     reward, metrics = batch.selection.score_BxG, {'rows': weight.sum()}
     if beta:
-      drift = jax.lax.stop_gradient(kept(log_ratios(logps, batch.ref_logps_BxGxT, batch) - ratio))
-      reward -= beta * drift
-      metrics['kl'] = mean(drift, weight)
+      drift = log_ratios(logps, batch.ref_logps_BxGxT, batch)
+      reward -= beta * jax.lax.stop_gradient(kept(drift - ratio))
+      metrics['kl'] = mean(kept(drift), weight)
     apart, count = _centred(reward, valid)
     advantage = apart * count / jnp.maximum(count - 1, 1)
     if clip:

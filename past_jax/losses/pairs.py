@@ -6,7 +6,7 @@ over their n_w and n_l tokens, D = h_w - h_l, s the logistic function. A loss is
 Beside its own keys every loss of pairs takes the modifiers that make sense for it:
 
   label_smoothing   mean over labels of which this share, at most 1/2, is wrong: (1 - eps) * f(w, l) + eps * f(l, w).
-                    With `dpo`, `sigmoid_norm`, `simpo` it is cDPO's; TRL ignores it in these but for `simpo`.
+                    With `dpo` it is cDPO, which TRL's `sigmoid` ignores since 1.0.
   ld_alpha          LD-DPO (2409.06411): tokens beyond the shorter completion's length count ld_alpha. As in TRL since
                     1.0, policy and reference alike.
   divergence        f-DPO (2309.16240): h becomes f'(ratio), shifted so that it is 0 at the reference. TRL does so for
@@ -362,7 +362,10 @@ def aot_unpaired(beta: float = 0.1):
 
 @pair_loss(reference=False, per_token=True)
 def simpo(beta: float = 2.5, gamma: float = 1.375):
-  """-log s(beta * (log p(w) / n_w - log p(l) / n_l) - gamma): 2405.14734 eq. 6."""
+  """-log s(beta * (log p(w) / n_w - log p(l) / n_l) - gamma): 2405.14734 eq. 6.
+
+  Under label_smoothing a wrong label has its own margin; in TRL's, gamma changes sign with it.
+  """
   return Formula(lambda p: -log_sigmoid(beta * p.mean_delta - gamma))
 
 

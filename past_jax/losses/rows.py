@@ -82,7 +82,7 @@ def kto(beta: float = 0.1, threshold: float = 0.0, desirable: float = 1.0, undes
     }
 
   at = {'loss': (desirable / 2, beta * desirable / 2)} if desirable == undesirable else {}
-  return Loss(value, needs='group', at_reference=at | reward_bounds(beta) | {'kl': (0.0, 1.0)})
+  return Loss(value, needs='scores', at_reference=at | reward_bounds(beta) | {'kl': (0.0, 1.0)})
 
 
 def optimism(source: int = 1) -> Loss:
