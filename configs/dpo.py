@@ -51,7 +51,7 @@ def get_config(arg=''):
     judge=dict(name='order'),  # chosen is better than rejected
     select=dict(name='everything') if unpaired else dict(name='all_pairs', margin=0.0),
     curriculum=dict(name='constant', prompts=0, epochs=4 if tiny else 1, anchor_source='given'),  # prompts 0: all
-    reference=dict(role='policy', max_gap=0.01),
+    reference=dict(role='policy', max_gap=0.01, rate=1.0),
     losses=dict(group={a.loss: dict(weight=1.0, **beta)}),
     replay_batch=8,  # unused without a term `replay`
     replay_length=64,

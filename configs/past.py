@@ -48,12 +48,13 @@ def get_config(arg=''):
         'all_pairs': dict(name='all_pairs', margin=0.0),
         'top_k': dict(name='top_k', k=1),
         'everything': dict(name='everything'),
+        'softmax': dict(name='softmax', temperature=1.0),
       },
       'select',
       a.select,
     ),
     curriculum=dict(name='constant', temperature=0.8, prompts=8 if tiny else 12, epochs=2 if tiny else 4),
-    reference=dict(role='policy', max_gap=0.01),  # nats per completion
+    reference=dict(role='policy', max_gap=0.01, rate=1.0),  # nats per completion; how far a refresh moves the role ref
     losses=dict(
       text=dict(nll=dict(weight=1.0)),
       group=dict(nll=dict(weight=1.0), dpo=dict(weight=0.1, beta=0.1, label_smoothing=0.0)),
@@ -64,7 +65,7 @@ def get_config(arg=''):
   )
   if a.judge == 'likelihood_gain' and tiny:
     c.study.judge.target_length = c.view.text_length
-  if a.select in ('top_k', 'everything'):  # no pairs: best-of-K or unjudged imitation
+  if a.select in ('top_k', 'everything', 'softmax'):  # no pairs: best-of-K, unjudged or weighted imitation
     del c.study.losses.group['dpo']
   common.choose({'past': 0, 'raw': 0}, 'arm', a.arm)
   if a.arm == 'raw':

@@ -23,7 +23,7 @@ from past_jax.evals.closed_book import closed_book
 from past_jax.evals.perplexity import perplexity
 from past_jax.judges.likelihood_gain import NEEDS
 from past_jax.models.transformer import INPUT_AXES, REMAT
-from past_jax.types import Example, Params, Plan, Update, UserError, Weights
+from past_jax.types import Example, Loss, Params, Plan, Update, UserError, Weights
 
 KINDS = {
   'generator': generators.TABLE,
@@ -34,6 +34,7 @@ KINDS = {
 TERMS = ('text', 'group', 'replay')
 ROLES = ('policy', 'base', 'ref')
 PAIRWISE = ('best_vs', 'all_pairs')
+SELECTS = {'pairs': PAIRWISE, 'scores': ('everything',), 'group': ('everything',)}  # what a loss needs -> who gives it
 # Parameters that come from the run, not from the config.
 RESOURCES = ('policy', 'tokenizer', 'learning_rate', 'input_axes')
 ADAPTERS = 1 << 31  # the branch of the run's key for new adapters; rounds use those of the stages' numbers
@@ -70,7 +71,7 @@ KEYS = {
 STAGE_KEYS = {
   **{'trains': str, 'rounds': 1, 'batch': 1, 'micro': 0, 'sample_prompts': 1},
   **dict.fromkeys(KINDS, Mapping),
-  **{'reference': {'role': str, 'max_gap': 0.0}, 'losses': Mapping, 'replay_batch': 1, 'replay_length': 2},
+  **{'reference': {'role': str, 'max_gap': 0.0, 'rate': 0.0}, 'losses': Mapping, 'replay_batch': 1, 'replay_length': 2},
 }
 # The same for components' keys, where the type of the default does not say it all.
 LEAST = {
@@ -101,7 +102,9 @@ class Stage(NamedTuple):
   render: Callable
   update: Update
   terms: tuple[str, ...]
-  beta: float  # of the DPO term, for the self-test; 0 without one
+  old: Reference | None  # the same for the log-probs of the policy that sampled
+  at_reference: Mapping[str, tuple[float, float]]  # `Loss.at_reference` of the group's losses, for the self-test
+  rate: float  # a refresh moves the role `ref` this far towards the policy; 1: a copy
   refreshes: bool  # the role `ref` is in use
   reads_base: bool
   replay: tuple[str, ...]
@@ -360,6 +363,10 @@ def stage_problems(config, name: str) -> list[str]:
     out.append(f"{at}.trains={s.trains!r}: only 'policy' can be trained so far.")
   if s.reference.role not in ROLES:
     out.append(f'{at}.reference.role={s.reference.role!r}: choose one of {", ".join(ROLES)}.')
+  if not 0 < s.reference.rate <= 1:
+    out.append(f'{at}.reference.rate={s.reference.rate}: a refresh moves the reference by a share above 0, up to 1.')
+  elif s.reference.rate < 1 and config.model.lora.rank:
+    out.append(f'{at}.reference.rate={s.reference.rate}: a mean of adapters is no mean of models; with them give 1.0.')
   if 'replay' in s.losses:
     if not config.data.replay:
       out.append(f"{at}.losses.replay needs texts: set config.data.replay='general' or drop the term.")
@@ -371,11 +378,20 @@ def stage_problems(config, name: str) -> list[str]:
   try:
     _, plans = plans_of(s)
     component(selects.TABLE, s.select, 'select')
-    for named in losses_of(s).values():
-      for _, keys in named.values():
-        component(losses.TABLE, keys, 'losses')
+    terms = {
+      term: {name: component(losses.TABLE, keys, 'losses') for name, (_, keys) in named.items()}
+      for term, named in losses_of(s).items()
+    }
   except UserError as error:
     return [f'{at}.{error}']
+  for term, named in terms.items():
+    for name, loss in named.items():
+      gives = SELECTS.get(loss.needs, ())
+      if loss.needs and term != 'group':
+        out.append(f'{at}.losses.{term}.{name} learns from judged completions: only the term group has them.')
+      elif loss.needs and s.select.name not in gives:
+        what = 'pairs' if loss.needs == 'pairs' else 'the score of every completion'
+        out.append(f'{at}.losses.group.{name} needs {what}: not select {s.select.name!r}, but {" or ".join(gives)}.')
   for count in sorted({plan.prompts for plan in plans}):
     for key in ('batch', 'sample_prompts'):
       if count % s[key]:
@@ -402,8 +418,8 @@ def stage_problems(config, name: str) -> list[str]:
     out.append(f"{at}.generator 'given' needs {at}.curriculum.anchor_source='given'.")
   elif size < 2 and s.select.name in PAIRWISE:
     out.append(f'{size_key}={size}, but select {s.select.name!r} compares completions: at least 2.')
-  if 'dpo' in s.losses.group and s.select.name not in PAIRWISE:
-    out.append(f'{at}.losses.group.dpo needs pairs; select {s.select.name!r} makes none ({" and ".join(PAIRWISE)} do).')
+  elif size < 2 and (compare := [name for name, loss in terms['group'].items() if loss.needs == 'group']):
+    out.append(f'{size_key}={size}, but {at}.losses.group.{compare[0]} compares completions: at least 2.')
   return out
 
 
@@ -541,11 +557,9 @@ def build_adapters(config):
 def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int) -> Stage:
   s, at = config[name], f'config.{name}'
   plan, plans = plans_of(s, rows)
-  terms = {
-    term: [(w, loss, component(losses.TABLE, keys, 'losses')) for loss, (w, keys) in named.items()]
-    for term, named in losses_of(s).items()
-  }
-  collect = reference = None
+  collect = reference = old = None
+  terms = losses_by_term(s)
+  group = terms['group'] if 'group' in terms else None
   roles = {role for p in plans for role in p.refresh}
   if 'group' in s.losses:
     make = functools.partial(component, policy=model.policy, tokenizer=model.tokenizer)
@@ -558,11 +572,10 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int)
       prompts_per_call=s.sample_prompts,
     )
     sampled_by = '' if s.generator.name == 'given' else arguments(generators.TABLE, s.generator)['role']
-    needed = any(getattr(loss, 'reference', True) for _, _, loss in terms['group'])
     roles |= {sampled_by, arguments(judges.TABLE, s.judge).get('role', 'policy')}
-    roles |= {s.reference.role} if needed else set()
+    roles |= {s.reference.role} if group.reference else set()
     reference = Reference(
-      needed=needed,
+      needed=group.reference,
       role=s.reference.role,
       sampled_by=sampled_by,
       one_update=all(updates(p, s.batch) == 1 for p in plans),
@@ -570,7 +583,7 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int)
       max_gap=s.reference.max_gap,
       chunk=min(s.micro or s.batch, s.batch),
     )
-  dpo = losses_of(s).get('group', {}).get('dpo')
+    old = reference._replace(needed=group.old, role=sampled_by or 'policy')
   return Stage(
     name=name,
     rounds=s.rounds,
@@ -583,7 +596,9 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int)
     ),
     update=build_update(config.optimizer, s.micro, model, terms, sum(updates(p, s.batch) for p in plans), whole),
     terms=tuple(s.losses),
-    beta=arguments(losses.TABLE, dpo[1])['beta'] if dpo else 0.0,
+    old=old,
+    at_reference=group.at_reference if group else {},
+    rate=s.reference.rate,
     refreshes=collect is not None and 'ref' in roles,
     reads_base=collect is not None and 'base' in roles,
     replay=worlds.general('replay') if 'replay' in s.losses else (),
@@ -592,13 +607,20 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int)
   )
 
 
+def losses_by_term(stage) -> dict[str, Loss]:
+  return {
+    term: losses.add([(w, name, component(losses.TABLE, keys, 'losses')) for name, (w, keys) in named.items()])
+    for term, named in losses_of(stage).items()
+  }
+
+
 def build_update(optimizer, micro: int, model: models.Model, terms, total: int, whole) -> Update:
   """One optimizer step on the stage's losses; the learning rate's schedule spans the stage's `total` updates."""
   o = plain(optimizer)
   rate = update.schedule(total=total, **{key: o.pop(key) for key in ('lr', 'schedule', 'warmup', 'end')})
   return update.gradient(
     policy=model.policy,
-    losses={term: (1.0, losses.add(named)) for term, named in terms.items()},
+    losses={term: (1.0, loss) for term, loss in terms.items()},
     optimizer=component(update.OPTIMIZERS, o, 'config.optimizer', learning_rate=rate, input_axes=INPUT_AXES),
     learning_rate=rate,
     whole=whole,

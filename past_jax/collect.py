@@ -117,13 +117,25 @@ def sampler_gap(c: Collector, params, group: Group) -> float:
   return float(np.where(np.asarray(few.source_BxG) >= 0, gap, 0.0).max())
 
 
-def score(c: Collector, params, batch: Batch, size: int, tick) -> Batch:
-  """`batch` with reference log-probs from one scoring pass, in the update's own shapes and by its own function."""
+def score(c: Collector, params, batch: Batch, size: int, tick):
+  """logps_BxGxT of a batch from one scoring pass, in the update's own shapes and by its own function."""
   batch, scored = jax.device_get(batch), []
   for rows in parts(len(batch.length_BxG), size):
     part = put_batch(c.mesh, rows_of((batch.prompts, batch.ids_BxGxT, batch.length_BxG), rows))
     scored.append(jax.device_get(tick(c.logps(params, *part))))
-  return put_batch(c.mesh, dataclasses.replace(batch, ref_logps_BxGxT=concatenate(scored, len(batch.length_BxG))))
+  return put_batch(c.mesh, concatenate(scored, len(batch.length_BxG)))
+
+
+def attach(c: Collector, weights, batch: Batch, sources, gap: float, phase, tick) -> Batch:
+  """`batch` with the log-probs that losses read: {field: `Reference`}. No role is scored twice."""
+  found, scored = {}, {}
+  for field, source in sources.items():
+    mode = source.mode(gap)
+    if mode == 'score' and source.role not in scored:
+      phase('reference')
+      scored[source.role] = score(c, weights[source.role], batch, source.chunk, tick)
+    found[field] = {'sampler': batch.old_logps_BxGxT, 'score': scored.get(source.role)}.get(mode)
+  return dataclasses.replace(batch, **found)
 
 
 def collect(
@@ -136,6 +148,7 @@ def collect(
   temperature: float,
   reference,
   real: int,
+  old,
   phase=lambda name: None,
   tick=lambda x: x,
 ) -> Collected:
@@ -144,6 +157,7 @@ def collect(
   Args:
     real: how many of the prompts are the round's; the others fill up its last minibatch.
     reference: a `Reference`: which log-probs the preference is measured against, and whether they are free.
+    old: the same of the policy that sampled.
     phase: told the name of what comes next (sample, judge, reference), for progress.
     tick: given the arrays of every device call, for progress and to stop early; returns them.
   """
@@ -155,12 +169,7 @@ def collect(
   judgement = tick(c.judge.score(weights, key_judge, group, examples))
   train = put_batch(c.mesh, rendered.train)
   selection, batch, metrics = c.select(key_select, group, judgement, train)
-  mode = reference.mode(gap)
-  if mode == 'sampler':
-    batch = dataclasses.replace(batch, ref_logps_BxGxT=batch.old_logps_BxGxT)
-  elif mode == 'score':
-    phase('reference')
-    batch = score(c, weights[reference.role], batch, reference.chunk, tick)
+  batch = attach(c, weights, batch, {'ref_logps_BxGxT': reference, 'old_logps_BxGxT': old}, gap, phase, tick)
   metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
   scored_by = None if batch.ref_logps_BxGxT is None else int(lora.fingerprint(weights[reference.role]))
   return Collected(batch, group, judgement, selection, metrics | {'check/sampler_gap': gap}, scored_by)

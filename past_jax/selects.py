@@ -52,26 +52,41 @@ def _one_hot(index_Bx1, G):
   return jnp.arange(G)[None] == index_Bx1
 
 
-def best_vs(other: Literal['random', 'worst'] = 'random', nll: Literal['chosen', 'none'] = 'chosen') -> Select:
+def bradley_terry(score_BxG, valid_BxG):
+  """float32_BxG: mean over a group's valid members j, itself included, of s(r - r_j): the chance of beating one."""
+  beats = jnp.where(valid_BxG[:, None, :], jax.nn.sigmoid(score_BxG[:, :, None] - score_BxG[:, None, :]), 0.0)
+  return jnp.where(valid_BxG, beats.sum(-1) / jnp.maximum(valid_BxG.sum(1, keepdims=True), 1), 0.0)
+
+
+def best_vs(
+  other: Literal['random', 'worst'] = 'random',
+  nll: Literal['chosen', 'none'] = 'chosen',
+  score: Literal['judge', 'win'] = 'judge',
+) -> Select:
   """One pair per prompt: the best member against a random one of the other valid ones (arXiv 2310.16944), or the worst.
 
   The best has row weight 1 (`nll='chosen'`), also where no pair can be formed. Of equal best scores the first counts.
 
+  Args:
+    score: what losses read: the judge's scores, or the chance of beating a member of the group (`bradley_terry`), which
+      `sppo` learns.
+
   Raises:
-    UserError: an unknown `other` or `nll`.
+    UserError: an unknown `other`, `nll` or `score`.
   """
   _choice('other', other, ('random', 'worst'))
   _choice('nll', nll, ('chosen', 'none'))
+  _choice('score', score, ('judge', 'win'))
   least = jnp.finfo(jnp.float32).min  # below every valid member, above a banned one
 
   def select(key, group: Group, judgement: Judgement) -> Selection:
     B, G = group.length_BxG.shape
     valid = valid_members(group, judgement.score_BxG)
-    score = jnp.where(valid, judgement.score_BxG, 0.0)
-    chosen = _best(jnp.where(valid, score, least), jnp.zeros_like(valid))
-    lot = jax.random.uniform(key, (B, G)) if other == 'random' else -score
+    raw = jnp.where(valid, judgement.score_BxG, 0.0)
+    chosen = _best(jnp.where(valid, raw, least), jnp.zeros_like(valid))
+    lot = jax.random.uniform(key, (B, G)) if other == 'random' else -raw
     rejected = _best(jnp.where(valid, lot, least), _one_hot(chosen, G))
-    weight = pick(valid, chosen) & pick(valid, rejected) & (pick(score, chosen) > pick(score, rejected))
+    weight = pick(valid, chosen) & pick(valid, rejected) & (pick(raw, chosen) > pick(raw, rejected))
     weight &= ~identical(group, chosen, rejected)
     row = _one_hot(chosen, G) & valid if nll == 'chosen' else jnp.zeros_like(valid)
     return Selection(
@@ -79,7 +94,7 @@ def best_vs(other: Literal['random', 'worst'] = 'random', nll: Literal['chosen',
       rejected_BxJ=rejected,
       pair_weight_BxJ=weight.astype(jnp.float32),
       row_weight_BxG=row.astype(jnp.float32),
-      score_BxG=score,
+      score_BxG=raw if score == 'judge' else bradley_terry(raw, valid),
       members_BxM=jnp.concatenate([chosen, rejected], axis=1)[:, : min(G, 2)],
     )
 
@@ -159,6 +174,26 @@ def everything() -> Select:
   return select
 
 
+def softmax(temperature: float = 1.0) -> Select:
+  """Row weights softmax(score / temperature) over a group's valid members: reward-weighted regression; no pairs.
+
+  Raises:
+    UserError: a temperature that is not above 0.
+  """
+  if not temperature > 0:
+    raise UserError(f'select.temperature={temperature}: give a number above 0; the limit 0 is top_k.')
+
+  def select(key, group: Group, judgement: Judgement) -> Selection:
+    del key
+    valid = valid_members(group, judgement.score_BxG)
+    score = jnp.where(valid, judgement.score_BxG, 0.0)
+    row = jax.nn.softmax(score / temperature, axis=1, where=valid)
+    members = jnp.broadcast_to(jnp.arange(valid.shape[1], dtype=jnp.int32)[None], valid.shape)
+    return _rows_only(score, jnp.where(valid, row, 0.0), members)
+
+  return select
+
+
 def _rows_only(score_BxG, row_BxG, members_BxM) -> Selection:
   none = jnp.zeros((score_BxG.shape[0], 0), jnp.int32)
   return Selection(none, none, none.astype(jnp.float32), row_BxG.astype(jnp.float32), score_BxG, members_BxM)
@@ -210,4 +245,4 @@ def summary(group: Group, selection: Selection, judgement: Judgement) -> Metrics
   }
 
 
-TABLE = {'best_vs': best_vs, 'all_pairs': all_pairs, 'top_k': top_k, 'everything': everything}
+TABLE = {'best_vs': best_vs, 'all_pairs': all_pairs, 'top_k': top_k, 'everything': everything, 'softmax': softmax}

@@ -6,6 +6,7 @@ was killed and started again ends with the same bits.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -29,6 +30,7 @@ from past_jax.render import filled, text_batch
 from past_jax.stop import Stop, wait
 from past_jax.text import completion_text
 from past_jax.types import Batch, Completions, Prompts, Selection, TrainState, UserError
+from past_jax.update import public_name
 
 
 class Cursor(NamedTuple):
@@ -213,6 +215,7 @@ class Loop:
       temperature=plan.temperature,
       reference=stage.reference,
       real=plan.prompts,
+      old=stage.old,
       phase=lambda name: self.enter(name, totals[name], c.round + 1, rounds, stage.name),
       tick=tick,
     )
@@ -231,11 +234,12 @@ class Loop:
     # The last minibatch of an epoch may be smaller: it is filled up with rows that have no tokens and weigh nothing.
     rows_ = updates(plan, stage.batch) // plan.epochs * stage.batch
     rendered, examples = filled(rendered, rows_), [examples[i % plan.prompts] for i in range(rows_)]
-    refreshed = stage.refreshes and c.update == 0 and (self.ref is None or 'ref' in plan.refresh)
+    first = self.ref is None
+    refreshed = stage.refreshes and c.update == 0 and (first or 'ref' in plan.refresh)
     if refreshed:
-      self.ref = parked(self.state.params)
+      self.ref = parked(self.state.params if first else mixed(self.state.params, self.ref, stage.rate))
     # Whether the reference is, as this round begins, the policy itself; only then can the first update be checked.
-    self.anchored = {'policy': True, 'ref': refreshed, 'base': c.step == 0}
+    self.anchored = {'policy': True, 'ref': refreshed and (first or stage.rate == 1), 'base': c.step == 0}
     if stage.collector and c.update == 0:
       got = self.collect(stage, examples, rendered, plan)
       facts |= got.metrics
@@ -300,7 +304,7 @@ class Loop:
 
   def check_reference(self, row: dict, stage: Stage) -> None:
     """The self-test of a round's first update, or one line that says why there is none."""
-    if 'check/sampler_gap' not in row or 'group/dpo/pairs' not in row:
+    if 'check/sampler_gap' not in row or not stage.at_reference:
       return
     if self.anchored[stage.reference.role]:
       self_test(row, stage)
@@ -414,6 +418,19 @@ def parked(tree):
   return jax.tree.map(np.array, tree)
 
 
+@functools.partial(jax.jit, static_argnames='rate')
+def mixed(params, ref, rate: float):
+  """rate * params + (1 - rate) * ref, in float32: TR-DPO's soft update, arXiv 2404.09656. At rate 1 a copy."""
+
+  def one(new, old):
+    if rate == 1:
+      return jnp.copy(new)
+    old_, new_ = old.astype(jnp.float32), new.astype(jnp.float32)
+    return (old_ + rate * (new_ - old_)).astype(old.dtype)  # exact where both are the same
+
+  return jax.tree.map(one, params, ref)
+
+
 def update_order(seed: int | None, c: Cursor, plan, size: int) -> list[np.ndarray]:
   """Minibatches of prompts for all epochs of a round, in the data's order without a seed; what fills up comes last."""
   out, total = [], -(-plan.prompts // size) * size
@@ -446,23 +463,27 @@ def unpack(arrays: dict, mesh) -> Batch:
 
 
 def self_test(row: dict, stage: Stage) -> None:
-  """With the policy as its own reference the DPO term is ln 2 and rewards are 0.
+  """With the policy as its own reference every loss of the group has its value there, and rewards are 0.
 
-  Exactly where the reference is the step's own log-probs; else within beta times the sampler-trainer gap, measured or
-  allowed. A batch without a pair has nothing to test.
+  Exactly where the reference is the step's own log-probs; else within what the sampler-trainer gap, measured or
+  allowed, may move them by. A batch in which nothing has weight has nothing to test.
   """
-  if not row['group/dpo/pairs']:
-    return
   own = stage.reference.role == 'policy' and stage.reference.one_update
-  tolerance = 0.0 if own else stage.beta * max(stage.reference.max_gap, row['check/sampler_gap'])
-  rewards = max(abs(row[f'rewards/{name}']) for name in ('chosen', 'rejected', 'margins'))
-  row['check/dpo_minus_ln2'] = row['group/dpo/loss'] - math.log(2)
-  if abs(row['check/dpo_minus_ln2']) > tolerance + 1e-6 or rewards > tolerance:
-    raise SelfTestFailed(
-      f'Step {row["step"]}: with the policy as its own reference the DPO loss must be {math.log(2):.6f} and rewards 0; '
-      f'they are {row["group/dpo/loss"]:.6f} and up to {rewards:.2g}. The reference log-probs are not those of the '
-      f'policy: the run stops before it learns from them.'
-    )
+  gap = 0.0 if own else max(stage.reference.max_gap, row['check/sampler_gap'])
+  for metric, (value, slope) in stage.at_reference.items():
+    loss = metric.partition('/')[0]
+    weight = next(row[key] for name in ('pairs', 'rows') if (key := f'group/{loss}/{name}') in row)
+    if not weight:
+      continue
+    key = f'group/{metric}' if f'group/{metric}' in row else public_name('group', metric)
+    off = row[key] - value
+    if metric.endswith('/loss'):
+      row[f'check/{loss}_at_reference'] = off
+    if not abs(off) <= slope * gap + 1e-6 * max(1.0, abs(value)):
+      raise SelfTestFailed(
+        f'Step {row["step"]}: with the policy as its own reference {key} must be {value:.6f}; it is {row[key]:.6f}. '
+        f'The reference log-probs are not those of the policy: the run stops before it learns from them.'
+      )
 
 
 def group_rows(run: Run, stage: Stage, c: Cursor, examples, rendered, got: Collected) -> list[dict]:

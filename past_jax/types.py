@@ -63,7 +63,7 @@ class Plan:
   anchor_source: str = 'none'  # none | given | self
   prompts: int = 8  # prompts per round; 0: all rows of the data
   epochs: int = 1  # passes of the update over the round's batch
-  refresh: frozenset[str] = frozenset()  # roles that become copies of the policy before the round
+  refresh: frozenset[str] = frozenset()  # roles that move to the policy, or towards it, before the round
   stage: str = ''
 
 
@@ -167,8 +167,28 @@ class Policy(NamedTuple):
 
 Generator = Callable[[Weights, Key, Prompts, Any], Group]  # (weights, key, prompts, temperature)
 Select = Callable[[Key, Group, Judgement], Selection]  # pure, static shapes
-Loss = Callable[[Mapping[str, Array], Batch], tuple[Array, Metrics]]  # (outputs, batch) -> (scalar, metrics)
 Curriculum = Callable[[int], Plan]  # pure
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loss:
+  """(outputs, batch) -> (scalar, metrics), and what it asks of the run. It never sees the model.
+
+  `outputs['logps_BxGxT']` are the policy's log-probs of the batch's members; a named statistic is `NAME_BxGxT`.
+  """
+
+  value: Callable[[Mapping[str, Array], Batch], tuple[Array, Metrics]]
+  statistics: tuple[str, ...] = ()  # per token, beside logps: log_sum_sq (log sum_v p(v)^2), entropy (nats)
+  reference: bool = True  # reads `ref_logps`; if no loss does, none are computed
+  old: bool = False  # reads `old_logps`, those of the policy that sampled
+  # `pairs`; `scores` of every member; `group`: the same, of several; '': any row will do, raw texts included
+  needs: str = ''
+  # Metric -> (what it is where the policy is the reference, by how much it moves at most if every completion's
+  # log-ratio is off by up to a nat). The self-test of a run.
+  at_reference: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+
+  def __call__(self, outputs: Mapping[str, Array], batch: Batch) -> tuple[Array, Metrics]:
+    return self.value(outputs, batch)
 
 
 class Judge(NamedTuple):

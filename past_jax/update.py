@@ -177,7 +177,9 @@ def gradient(
       batch, logps = batches[term], outputs[term]['logps_BxGxT']
       value, named = loss(outputs[term], batch)
       total += weight * value
-      metrics |= {public_name(term, name): x for name, x in named.items()}
+      for name, x in named.items():  # a public name is of the first loss that has it
+        public = public_name(term, name)
+        metrics[f'{term}/{name}' if public in metrics else public] = x
       metrics[f'bad/{term}'] = ~jnp.isfinite(logps).all(axis=(1, 2))
       metrics[f'{term}/tokens'] = token_mask(batch.prompts, batch.length_BxG, logps.shape[2]).sum()
     return total, metrics

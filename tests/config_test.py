@@ -139,6 +139,7 @@ def edited(*edits, arg='size=tiny') -> ConfigDict:
 
 
 MUON = {'name': 'muon', 'lr': 1e-3, 'schedule': 'cosine', 'warmup': 0.0, 'end': 0.0}
+EVERYTHING = {'name': 'everything'}
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,20 @@ MUON = {'name': 'muon', 'lr': 1e-3, 'schedule': 'cosine', 'warmup': 0.0, 'end': 
     ([('study.curriculum.anchor_source', 'given')], 'needs config.view.anchors of at least 1'),
     ([('study.curriculum.anchor_source', 'given')], "needs config.study.generator 'given'"),
     ([('study.curriculum.anchor_source', 'self')], "anchor_source='self' is not built yet"),
-    ([('study.select', {'name': 'top_k'})], "config.study.losses.group.dpo needs pairs; select 'top_k' makes none"),
+    ([('study.select', {'name': 'top_k'})], "config.study.losses.group.dpo needs pairs: not select 'top_k'"),
+    ([('study.losses.group.grpo', {'weight': 1.0})], 'group.grpo needs the score of every completion: not select'),
+    ([('study.losses.text.simpo', {'weight': 1.0})], 'text.simpo learns from judged completions: only the term group'),
+    ([('study.losses.group.hinge', {'weight': 1.0, 'wpo': 1})], 'group.hinge.wpo=1 must be true or false'),
+    ([('study.losses.group.hinge', {'weight': 1.0, 'ld_alpha': 2.0})], 'hinge.ld_alpha=2.0'),
+    ([('study.losses.group.hinge', {'weight': 1.0, 'divergence': 'j'})], "divergence='j': choose one of reverse_kl"),
+    ([('study.losses.group.aot', {'weight': 1.0, 'wpo': True})], "'aot' does not take wpo; it takes beta, label_smoo"),
+    ([('study.losses.group.simpo', {'weight': 1.0, 'gama': 1.0})], "Did you mean 'gamma'?"),
+    ([('study.reference.rate', 0.0)], 'config.study.reference.rate=0.0: a refresh moves the reference'),
+    ([('study.reference.rate', 0.6), ('model.lora.rank', 4)], 'a mean of adapters is no mean of models'),
+    (
+      [('study.losses.group', {'rloo': {'weight': 1.0}}), ('study.generator.group', 1), ('study.select', EVERYTHING)],
+      'generator.group=1, but config.study.losses.group.rloo compares completions',
+    ),
     ([('model.lora.targets', ('q',))], 'config.model.lora.targets are set, but rank=0 trains all parameters'),
     ([('model.lora.rank', 4), ('model.lora.alpha', 0.0)], 'config.model.lora.alpha=0 scales the adapters away'),
     ([('model.lora.rank', -1)], 'config.model.lora.rank=-1 must be a whole number of at least 0'),

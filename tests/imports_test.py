@@ -26,7 +26,7 @@ MAY = {
   'generators': LEAVES,
   'judges': LEAVES | {'judges'},
   'selects': LEAVES,
-  'losses': LEAVES,
+  'losses': LEAVES | {'losses'},
   'curricula': {'types'},
   'update': LEAVES,
   'collect': LEAVES | {'selects'},

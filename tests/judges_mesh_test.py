@@ -68,7 +68,7 @@ def test_eight_devices_step_as_one(policy, params, group, eight):
   reference = np.take_along_axis(ref * 1.1, np.asarray(selection.members_BxM)[..., None], axis=1)
   batch = jax.device_get(Batch(**{**vars(batch), 'ref_logps_BxGxT': reference}))
   rate = optax.constant_schedule(1e-2)
-  terms = losses.add([(1.0, 'nll', losses.nll()), (0.5, 'dpo', losses.dpo(beta=0.1))])
+  terms = losses.add([(1.0, 'nll', losses.nll()), (0.5, 'dpo', losses.pairs.dpo(beta=0.1))])
   # SGD: Adam divides by the gradient, which makes a difference of rounding near zero as large as a step.
   made = update.gradient(policy=policy, losses={'group': (1.0, terms)}, optimizer=optax.sgd(rate), learning_rate=rate)
   step = jax.jit(made.step)
