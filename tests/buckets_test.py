@@ -78,7 +78,8 @@ FLAGS = {
   'study.generator.length': 8,
   'study.generator.group': 2,
   'study.generator.stop': '()',
-  'study.replay_batch': 1,
+  'study.losses': "{'text': {'nll': {'weight': 1.0}}, 'group': {'dpo': {'weight': 1.0, 'beta': 0.1}}}",
+  'eval.questions': 1,
   'mesh.data': 1,
   'eval.heldout': '',
 }
