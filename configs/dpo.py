@@ -47,6 +47,7 @@ def get_config(arg=''):
     batch=8,  # pairs per update
     micro=0,  # pairs whose activations an update holds at once; 0: all. Changes memory, not the step
     sample_prompts=8,
+    buckets=(1.0,),  # shares of the lengths that programs are compiled for: (0.25, 0.5, 1.0) is fast on ragged rows
     generator=dict(name='given', mismatched=unpaired),
     judge=dict(name='order'),  # chosen is better than rejected
     select=dict(name='everything') if unpaired else dict(name='all_pairs', margin=0.0),

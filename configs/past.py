@@ -29,6 +29,7 @@ def get_config(arg=''):
     trains='policy',
     rounds=2 if tiny else 4,
     batch=8 if tiny else 6,  # prompts per update
+    buckets=(1.0,),  # shares of the lengths that programs are compiled for: (0.25, 0.5, 1.0) is fast on ragged texts
     micro=0,  # prompts whose activations an update holds at once; 0: all. Changes memory, not the step
     sample_prompts=8 if tiny else 6,  # prompts per call of the sampler
     generator=dict(

@@ -69,7 +69,7 @@ KEYS = {
   'log': {'groups': 0},
 }
 STAGE_KEYS = {
-  **{'trains': str, 'rounds': 1, 'batch': 1, 'micro': 0, 'sample_prompts': 1},
+  **{'trains': str, 'rounds': 1, 'batch': 1, 'micro': 0, 'sample_prompts': 1, 'buckets': tuple},
   **dict.fromkeys(KINDS, Mapping),
   **{'reference': {'role': str, 'max_gap': 0.0, 'rate': 0.0}, 'losses': Mapping, 'replay_batch': 1, 'replay_length': 2},
 }
@@ -110,6 +110,7 @@ class Stage(NamedTuple):
   replay: tuple[str, ...]
   replay_batch: int
   replay_length: int
+  buckets: tuple[float, ...]  # shares of all lengths that programs are compiled for
 
 
 class Run(NamedTuple):
@@ -359,6 +360,9 @@ def stage_problems(config, name: str) -> list[str]:
         out.append(f'{where}: choose from {", ".join(losses.TABLE)}.{nearest(loss, losses.TABLE)}')
       else:
         out += component_problems(losses.TABLE, {'name': loss, **keys}, where, {'weight': 0.0})
+  numbers = all(isinstance(share, int | float) and 0 < share <= 1 for share in s.buckets)
+  if not numbers or tuple(s.buckets) != tuple(sorted(set(s.buckets))) or s.buckets[-1:] != (1,):
+    out.append(f'{at}.buckets={s.buckets}: give ascending shares of the lengths, the last 1, like (0.25, 0.5, 1.0).')
   if s.trains != 'policy':
     out.append(f"{at}.trains={s.trains!r}: only 'policy' can be trained so far.")
   if s.reference.role not in ROLES:
@@ -570,6 +574,7 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int)
       select=make(selects.TABLE, s.select, f'{at}.select'),
       mesh=mesh_,
       prompts_per_call=s.sample_prompts,
+      shares=tuple(s.buckets),
     )
     sampled_by = '' if s.generator.name == 'given' else arguments(generators.TABLE, s.generator)['role']
     roles |= {sampled_by, arguments(judges.TABLE, s.judge).get('role', 'policy')}
@@ -604,6 +609,7 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int)
     replay=worlds.general('replay') if 'replay' in s.losses else (),
     replay_batch=s.replay_batch,
     replay_length=s.replay_length,
+    buckets=tuple(s.buckets),
   )
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from past_jax import lora, selects
+from past_jax import buckets, lora, selects
 from past_jax.logps import CHUNK, group_logps
 from past_jax.mesh import batch_ways, put_batch
 from past_jax.types import Batch, Example, Generator, Group, Judge, Judgement, Policy, Prompts, Select, Selection
@@ -50,23 +50,48 @@ def compact(group: Group, selection: Selection, train: Prompts) -> Batch:
 class Collector(NamedTuple):
   """The jitted programs of a round. All take weights as arguments; nothing is captured."""
 
-  generate: Callable  # (weights, keys_B, prompts, temperature) -> Group
+  generate: buckets.Bucketed  # (weights, keys_B, prompts, temperature) -> Group
   judge: Judge
   select: Callable  # (key, group, judgement, train prompts) -> (Selection, Batch, metrics)
   logps: Callable  # (params, prompts, ids_BxGxT, length_BxG) -> logps_BxGxT
+  score: buckets.Bucketed  # the same, for reference log-probs
   mesh: jax.sharding.Mesh
   prompts_per_call: int
 
 
 def collector(
-  *, policy: Policy, generate: Generator, judge: Judge, select: Select, mesh, prompts_per_call: int, chunk: int = CHUNK
+  *,
+  policy: Policy,
+  generate: Generator,
+  judge: Judge,
+  select: Select,
+  mesh,
+  prompts_per_call: int,
+  shares: Sequence[float] = (1.0,),
+  chunk: int = CHUNK,
 ) -> Collector:
   def selected(key, group, judgement, train):
     selection = select(key, group, judgement)
     return selection, compact(group, selection, train), selects.summary(group, selection, judgement)
 
-  logps = lambda params, prompts, ids, length: group_logps(policy, params, prompts, ids, length, chunk=chunk)
-  return Collector(jax.jit(generate), judge, jax.jit(selected), jax.jit(logps), mesh, prompts_per_call)
+  def generated(share, weights, keys_B, prompts, temperature):
+    group = generate(weights, keys_B, buckets.cut_prompts(prompts, share), temperature)
+    return dataclasses.replace(group, prompts=prompts)
+
+  def scored(share, params, prompts, ids, length):
+    cut = (buckets.cut_prompts(prompts, share), buckets.cut(ids, share), length)
+    logps = group_logps(policy, params, *cut, chunk=chunk)
+    return jnp.pad(logps, ((0, 0), (0, 0), (0, ids.shape[2] - logps.shape[2])))
+
+  return Collector(
+    generate=buckets.Bucketed(generated, shares),
+    judge=judge,
+    select=jax.jit(selected),
+    logps=jax.jit(lambda *args: scored(1.0, *args)),
+    score=buckets.Bucketed(scored, shares),
+    mesh=mesh,
+    prompts_per_call=prompts_per_call,
+  )
 
 
 def parts(total: int, size: int) -> list[np.ndarray]:
@@ -89,16 +114,19 @@ def fold(key, rows):
   return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
-def sample(c: Collector, weights, key, prompts: Prompts, temperature, real: int, tick) -> Group:
+def sample(c: Collector, weights, key, prompts: Prompts, temperature, real: int, phase, tick) -> Group:
   """The round's groups, `prompts_per_call` prompts at a time. Cutting differently changes no token.
 
   Those beyond `real` only fill up a minibatch: their completions are taken away, so nothing is judged or learned there.
   """
   B = prompts.ids_BxP.shape[0]
+  calls = parts(B, c.prompts_per_call)
+  part = lambda rows: put_batch(c.mesh, (fold(key, rows), rows_of(prompts, rows)))
+  c.generate.prepare(weights, *part(calls[0]), np.float32(temperature), phase=phase, tick=tick)
+  phase('sample')
   groups = []
-  for rows in parts(B, c.prompts_per_call):
-    keys_B, part = put_batch(c.mesh, (fold(key, rows), rows_of(prompts, rows)))
-    group = c.generate(weights, keys_B, part, np.float32(temperature))
+  for rows in calls:
+    group = c.generate(buckets.lengths(prompts, rows=rows), weights, *part(rows), np.float32(temperature))
     groups.append(jax.device_get(tick(group)))
   group = concatenate(groups, B)
   keep = np.arange(B) < real
@@ -117,12 +145,17 @@ def sampler_gap(c: Collector, params, group: Group) -> float:
   return float(np.where(np.asarray(few.source_BxG) >= 0, gap, 0.0).max())
 
 
-def score(c: Collector, params, batch: Batch, size: int, tick):
+def score(c: Collector, params, batch: Batch, size: int, phase, tick):
   """logps_BxGxT of a batch from one scoring pass, in the update's own shapes and by its own function."""
-  batch, scored = jax.device_get(batch), []
-  for rows in parts(len(batch.length_BxG), size):
-    part = put_batch(c.mesh, rows_of((batch.prompts, batch.ids_BxGxT, batch.length_BxG), rows))
-    scored.append(jax.device_get(tick(c.logps(params, *part))))
+  batch = jax.device_get(batch)
+  whole, calls = (batch.prompts, batch.ids_BxGxT, batch.length_BxG), parts(len(batch.length_BxG), size)
+  part = lambda rows: put_batch(c.mesh, rows_of(whole, rows))
+  c.score.prepare(params, *part(calls[0]), phase=phase, tick=tick)
+  phase('reference')
+  scored = []
+  for rows in calls:
+    logps = c.score(buckets.lengths(*whole, rows=rows), params, *part(rows))
+    scored.append(jax.device_get(tick(logps)))
   return put_batch(c.mesh, concatenate(scored, len(batch.length_BxG)))
 
 
@@ -132,8 +165,7 @@ def attach(c: Collector, weights, batch: Batch, sources, gap: float, phase, tick
   for field, source in sources.items():
     mode = source.mode(gap)
     if mode == 'score' and source.role not in scored:
-      phase('reference')
-      scored[source.role] = score(c, weights[source.role], batch, source.chunk, tick)
+      scored[source.role] = score(c, weights[source.role], batch, source.chunk, phase, tick)
     found[field] = {'sampler': batch.old_logps_BxGxT, 'score': scored.get(source.role)}.get(mode)
   return dataclasses.replace(batch, **found)
 
@@ -158,12 +190,11 @@ def collect(
     real: how many of the prompts are the round's; the others fill up its last minibatch.
     reference: a `Reference`: which log-probs the preference is measured against, and whether they are free.
     old: the same of the policy that sampled.
-    phase: told the name of what comes next (sample, judge, reference), for progress.
+    phase: told the name of what comes next (compile, sample, judge, reference), for progress.
     tick: given the arrays of every device call, for progress and to stop early; returns them.
   """
   key_sample, key_judge, key_select = (jax.random.fold_in(key, i) for i in range(3))
-  phase('sample')
-  group = sample(c, weights, key_sample, rendered.sample, temperature, real, tick)
+  group = sample(c, weights, key_sample, rendered.sample, temperature, real, phase, tick)
   gap = sampler_gap(c, weights[reference.sampled_by], group) if reference.sampled_by else 0.0
   phase('judge')
   judgement = tick(c.judge.score(weights, key_judge, group, examples))

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from past_jax import lora, models, report
+from past_jax import buckets, lora, models, report
 from past_jax import mesh as mesh_lib
 from past_jax.build import Run, Stage, updates
 from past_jax.checkpoint import Checkpoints
@@ -198,6 +198,7 @@ class Loop:
     calls = lambda size: -(-len(examples) // size)
     totals = {'sample': calls(stage.collector.prompts_per_call), 'judge': 1}
     totals['reference'] = calls(stage.reference.chunk)
+    totals['compile'] = len(stage.buckets)
 
     def tick(arrays):
       self.tick(arrays)
@@ -255,14 +256,17 @@ class Loop:
     if stage.collector:
       batches['group'] = self.batch
     order = update_order(run.seed if run.stream.shuffle else None, c, plan, stage.batch)
-    self.enter('update', len(order), c.round + 1, stage.rounds, stage.name)
+    enter = lambda name, total: self.enter(name, total, c.round + 1, stage.rounds, stage.name)
+    args = self.frozen(), batches, order[0], self.replay(stage, c)
+    step.prepare(self.state, *args, phase=lambda name: enter(name, len(stage.buckets)), tick=self.tick)
+    enter('update', len(order))
     self.progress.advance(c.update)
     started = time.monotonic()
     for update in range(c.update, len(order)):
-      chosen = take(batches, order[update])
-      if stage.replay:
-        chosen['replay'] = self.replay(stage, c)
-      self.state, metrics = step(self.state, self.frozen(), chosen)
+      replay = self.replay(stage, c)
+      needed = [n for b in batches.values() for n in lengths_of(b, order[update])]
+      needed += [n for b in replay.values() for n in lengths_of(b)]
+      self.state, metrics = step(needed, self.state, self.frozen(), batches, order[update], replay)
       host = {'stage': stage.name, 'round': c.round + 1, **(facts if update == 0 else {})}
       host['perf/compile_count'] = self.compiles.count
       self.bad, previous = {k: v for k, v in metrics.items() if v.ndim}, self.bad
@@ -285,11 +289,14 @@ class Loop:
       self.told.add((stage.name, metric))
       self.progress.note(f'{what} (round {self.cursor.round + 1}; later ones: {metric} in metrics.jsonl)')
 
-  def replay(self, stage: Stage, c: Cursor) -> Batch:
+  def replay(self, stage: Stage, c: Cursor) -> dict[str, Batch]:
+    """The term `replay` of this step, if the stage has one."""
+    if not stage.replay:
+      return {}
     order = permutation(len(stage.replay), self.run.seed, c.stage, c.step)
     texts = [stage.replay[i] for i in order[: stage.replay_batch]]
     batch, _ = text_batch(self.run.model.tokenizer, texts, stage.replay_length)
-    return mesh_lib.put_batch(self.run.mesh, batch)
+    return {'replay': mesh_lib.put_batch(self.run.mesh, batch)}
 
   def log(self, row: dict | None, stage: Stage, writer: MetricsWriter, seconds: float, bad: dict) -> None:
     """Writes a step's row after its checks. The step after it is already under way."""
@@ -375,7 +382,7 @@ class Loop:
         stage = self.run.stages[self.cursor.stage]
         self.state, self.ref = self.new_state(stage, self.state.params), None
         continue
-      step, warm = compiled_step(self, stage), False
+      step, warm = bucketed_step(self, stage), False
       while self.cursor.round < stage.rounds:
         when = f'round {self.cursor.round}'
         due = self.run.eval_every and self.cursor.round and self.cursor.round % self.run.eval_every == 0
@@ -401,16 +408,23 @@ class Loop:
     report.write(self.workdir)
 
 
-def compiled_step(loop: Loop, stage: Stage):
-  """The stage's step with the state donated and kept in its shardings."""
+def bucketed_step(loop: Loop, stage: Stage) -> buckets.Bucketed:
+  """(state, frozen roles, batches of the round, index_b, replay) -> (state, metrics): a step on these prompts of each.
+
+  The state is donated and kept in its shardings. All terms are cut to one share of their lengths.
+  """
   placed = jax.tree.map(lambda x: x.sharding, loop.abstract_state(stage))
-  return jax.jit(stage.update.step, donate_argnums=0, out_shardings=(placed, None))
+
+  def step(share, state, weights, batches, index_b, replay):
+    chosen = jax.tree.map(lambda x: mesh_lib.constrain(x[index_b], mesh_lib.BATCH), batches)
+    short = {term: buckets.cut_batch(batch, share) for term, batch in (chosen | replay).items()}
+    return stage.update.step(state, weights, short)
+
+  return buckets.Bucketed(step, stage.buckets, donate_argnums=0, out_shardings=(placed, None))
 
 
-@jax.jit
-def take(tree, index_b):
-  """A minibatch: these prompts of every term's batch."""
-  return jax.tree.map(lambda x: mesh_lib.constrain(x[index_b], mesh_lib.BATCH), tree)
+def lengths_of(batch: Batch, rows=slice(None)) -> list[tuple[int, int]]:
+  return buckets.lengths(batch.prompts, batch.ids_BxGxT, batch.length_BxG, rows)
 
 
 def parked(tree):

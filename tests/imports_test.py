@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / 'past_jax'
-LEAVES = {'types', 'text', 'mesh', 'lora', 'logps', 'sampler'}
+LEAVES = {'types', 'text', 'mesh', 'lora', 'logps', 'sampler', 'buckets'}
 # module -> what of this package it may import; a name covers what is below it
 MAY = {
   'types': set(),
@@ -12,6 +12,7 @@ MAY = {
   'mesh': {'types'},
   'lora': {'types'},
   'logps': {'types'},
+  'buckets': {'types'},
   'sampler': {'types'},
   'heap': set(),
   'stop': set(),

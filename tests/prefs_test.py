@@ -211,24 +211,29 @@ def test_a_file_of_pairs_is_scored_once_and_read_in_its_order(pairs, tmp_path, m
   With a learning rate of 0 the log-probs of a minibatch tell which rows it was.
   """
   calls, alive = [], []
-  real_score, real_step = collect.score, train.compiled_step
+  real_score, real_step = collect.score, train.bucketed_step
 
   def score(*args):
     calls.append(len(args[2].length_BxG))
     return real_score(*args)
 
-  def compiled_step(loop, stage):
+  def live() -> int:
+    return sum(x.size for x in jax.live_arrays() if x.ndim > 1 and x.dtype == np.float32)
+
+  def bucketed_step(loop, stage):
     step = real_step(loop, stage)
 
-    def counted(state, frozen, chosen):
-      alive.append(sum(x.size for x in jax.live_arrays() if x.ndim > 1 and x.dtype == np.float32))
-      return step(state, frozen, chosen)
+    def counted(*args):
+      alive.append(live() - before)
+      return step(*args)
 
+    counted.prepare = step.prepare
     return counted
 
   monkeypatch.setattr(collect, 'score', score)
   monkeypatch.setattr(collect, 'sampler_gap', lambda *args: pytest.fail('nothing was sampled'))
-  monkeypatch.setattr(train, 'compiled_step', compiled_step)
+  monkeypatch.setattr(train, 'bucketed_step', bucketed_step)
+  before = live()
   assert study(tmp_path / 'run', pairs, '--config.data.shuffle=false', '--config.optimizer.lr=0.0') == 0
   assert calls == [8]
   steps = rows(tmp_path / 'run' / 'metrics.jsonl')
