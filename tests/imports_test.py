@@ -12,7 +12,7 @@ MAY = {
   'mesh': {'types'},
   'lora': {'types'},
   'logps': {'types'},
-  'sampler': {'types'},
+  'sampler': {'types', 'mesh'},
   'stop': set(),
   'progress': set(),
   'metrics': {'types'},

@@ -44,7 +44,8 @@ def by_decode(policy: Policy, params, prompts: Prompts, ids_BxGxT, length_BxG):
   def step(carry, t):
     hidden, cache = carry
     ids_BxG = jax.lax.dynamic_index_in_dim(ids_BxGxT, t, axis=2, keepdims=False)
-    return policy.decode(params, cache, ids_BxG, t), picked(policy, params, hidden, ids_BxG)
+    age_BxG = jnp.full((B, G), t)
+    return policy.decode(params, prompt_cache, cache, ids_BxG, age_BxG), picked(policy, params, hidden, ids_BxG)
 
   _, logps = jax.lax.scan(step, (hidden, policy.start(prompt_cache, G, T)), jnp.arange(T))
   return jnp.where(token_mask(prompts, length_BxG, T), jnp.moveaxis(logps, 0, 2), 0.0)

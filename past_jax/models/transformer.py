@@ -13,6 +13,7 @@ whatever their length, so causality and windows depend on slots alone and one ma
 """
 
 import functools
+import operator
 
 import flax.linen as nn
 import jax
@@ -116,6 +117,27 @@ def completion_attention(q_BxGxQxHxD, prompt_kv, own_kv, seen_BxQxP, own_QxT, sc
   return out.reshape(q_BxGxQxHxD.shape)
 
 
+def decode_attention(q_BxGxHxD, prompt_kv, own_kv, seen_BxGxP, own_BxGxT, score):
+  """One token of every completion attends to its prompt (k_BxKxPxD) and to its completion so far (k_BxGxKxTxD).
+
+  Batch axes lead in both caches, so that a product reads them as they lie: in any other order XLA copies a cache per
+  token. The sum of weights divides the result, which is smaller than they are.
+  """
+  (pk, pv), (ok, ov) = prompt_kv, own_kv
+  q = grouped(q_BxGxHxD, ok.shape[2])
+  seen = score(product('bgkrd,bksd->bkgrs', q, pk, preferred_element_type=jnp.float32))
+  own = score(product('bgkrd,bgktd->bgkrt', q, ok, preferred_element_type=jnp.float32))
+  seen = jnp.where(seen_BxGxP[:, None, :, None], seen, MASKED)
+  own = jnp.where(own_BxGxT[:, :, None, None], own, MASKED)
+  turn = lambda x: jnp.moveaxis(x, 1, 2)  # between bgkr and bkgr
+  top = jnp.maximum(turn(seen.max(axis=-1, keepdims=True)), own.max(axis=-1, keepdims=True))
+  seen, own = jnp.exp(seen - turn(top)), jnp.exp(own - top)
+  total = turn(seen.sum(axis=-1, keepdims=True)) + own.sum(axis=-1, keepdims=True)
+  out = turn(product('bkgrs,bksd->bkgrd', seen.astype(pv.dtype), pv, preferred_element_type=jnp.float32))
+  out += product('bgkrt,bgktd->bgkrd', own.astype(ov.dtype), ov, preferred_element_type=jnp.float32)
+  return (out / total).astype(q.dtype).reshape(q_BxGxHxD.shape)
+
+
 class Norm(nn.Module):
   """Over the last axis, in float32."""
 
@@ -175,10 +197,7 @@ class Linear(nn.Module):
 
 
 class Block(nn.Module):
-  """One layer. `carry` is x_BxSxD, or when decoding (x_BxGxD, k, v) with the whole stack's completion cache.
-
-  In the carry the cache is updated in place; as a scanned input and output it would be copied once per token.
-  """
+  """One layer. `carry` is x_BxSxD, or when decoding (x_BxGxD, k_BxGxKxTxD, v) with the completions' own cache."""
 
   config: ModelConfig
   dtype: jnp.dtype
@@ -197,23 +216,19 @@ class Block(nn.Module):
     of_kind = lambda table: table[0] if len(c.kinds) == 1 else jnp.take(table, layer['kind'], axis=0)
     rotation = jax.tree.map(of_kind, shared['rotations'])
     q, k = rotate(q, rotation), rotate(k, rotation)
-    window = of_kind(shared['windows']) if shared['windows'] is not None else None
-
-    valid_BxP, slots_Q = shared['valid_BxP'], shared['slots_Q']
-    (B, P), T = valid_BxP.shape, carry[1].shape[3] if decoding else len(slots_Q)
     score = lambda scores: capped(scores * c.scale, c.attention_cap)
-    seen_BxQxP = visible(slots_Q, jnp.arange(P), window)[None] & valid_BxP[:, None]
-    own_QxT = visible(slots_Q, P + jnp.arange(T), window)
     if decoding:
-      at = (layer['index'], 0, 0, shared['t'], 0, 0)
-      k_all, v_all = (
-        jax.lax.dynamic_update_slice(all_, new[None, :, :, None].astype(all_.dtype), at)
-        for all_, new in zip(carry[1:], (k, v))
+      own = tuple(
+        jax.lax.dynamic_update_slice(kept, new[:, :, :, None].astype(kept.dtype), (0, 0, 0, shared['at'], 0))
+        for kept, new in zip(carry[1:], (k, v))
       )
-      own = tuple(jax.lax.dynamic_index_in_dim(a, layer['index'], keepdims=False) for a in (k_all, v_all))
-      prompt = (layer['k'], layer['v'])
-      out = completion_attention(q[:, :, None], prompt, own, seen_BxQxP, own_QxT, score)[:, :, 0]
+      out = decode_attention(q, layer['prompt'], own, *shared['masks'][layer['kind']], score)
     else:
+      window = of_kind(shared['windows']) if shared['windows'] is not None else None
+      valid_BxP, slots_Q = shared['valid_BxP'], shared['slots_Q']
+      (B, P), T = valid_BxP.shape, len(slots_Q)
+      seen_BxQxP = visible(slots_Q, jnp.arange(P), window)[None] & valid_BxP[:, None]
+      own_QxT = visible(slots_Q, P + jnp.arange(T), window)
       tree = lambda a: a[:, P:].reshape(B, -1, T, *a.shape[2:])
       parts = []
       if P:
@@ -234,7 +249,7 @@ class Block(nn.Module):
     x = x + attended + post('mlp_post_norm')(linear('down', c.width)(inner))
     x = mesh_lib.constrain(x, mesh_lib.BATCH)
     if decoding:
-      return (x, k_all, v_all), None
+      return x, *own
     return x, {'k': k[:, :P], 'v': v[:, :P]} if shared['keep'] is not None else None
 
 
@@ -289,14 +304,6 @@ class Transformer(nn.Module):
     shared = self.shared(positions_BxS, valid_BxP, slots_Q) | {'keep': keep}
     x, kv = self.layers(x, {'kind': jnp.array(self.config.pattern)}, shared)
     return self.final_norm(x), kv
-
-  def step(self, ids_BxG, positions_BxG, valid_BxP, cache, t):
-    shared = self.shared(positions_BxG, valid_BxP, (valid_BxP.shape[1] + t)[None]) | {'t': t}
-    per_layer = {'kind': jnp.array(self.config.pattern), 'index': jnp.arange(self.config.layers)}
-    per_layer |= {'k': cache['prompt']['k'], 'v': cache['prompt']['v']}
-    x = self.lookup(ids_BxG, positions_BxG)
-    (x, k, v), _ = self.layers((x, cache['k'], cache['v']), per_layer, shared)
-    return self.final_norm(x), k, v
 
   def logits(self, hidden):
     if self.config.tied:
@@ -356,19 +363,39 @@ def transformer(config: ModelConfig, *, dtype='float32', remat: bool = False) ->
   def prefill(params, prompts):
     positions, valid = prompt_layout(prompts)
     hidden, kv = apply(params, prompts.ids_BxP, positions, valid, 0, keep=jnp.zeros(()), method='trunk')
-    return hidden[:, -1], {'k': kv['k'], 'v': kv['v'], 'length_B': prompts.length_B}
+    by_layer = zip(*(jnp.moveaxis(kv[name], 2, 3) for name in ('k', 'v')))  # k_BxKxPxD, as decoding reads it
+    return hidden[:, -1], {'layers': tuple(by_layer), 'length_B': prompts.length_B}
 
   def start(prompt_cache, G, T):
-    N, B, _, K, D = prompt_cache['k'].shape
-    room = jnp.zeros((N, B, G, T, K, D), prompt_cache['k'].dtype)
-    room = mesh_lib.constrain(room, None, mesh_lib.BATCH)
-    return {'prompt': prompt_cache, 'k': room, 'v': room}
+    B, K, _, D = prompt_cache['layers'][0][0].shape
+    room = lambda a: mesh_lib.constrain(jnp.zeros((B, G, K, T, D), a.dtype), mesh_lib.BATCH, None, 'tensor')
+    return {'layers': jax.tree.map(room, prompt_cache['layers']), 'step': jnp.int32(0)}
 
-  def decode(params, cache, ids_BxG, t):
-    length_B, P = cache['prompt']['length_B'], cache['prompt']['k'].shape[2]
-    valid = jnp.arange(P)[None] >= P - length_B[:, None]
-    positions = jnp.broadcast_to(length_B[:, None] + t, ids_BxG.shape)
-    hidden, k, v = apply(params, ids_BxG, positions, valid, cache, t, method='step')
-    return hidden, {'prompt': cache['prompt'], 'k': k, 'v': v}
+  def decode(params, prompt_cache, cache, ids_BxG, age_BxG):
+    # A loop over the layers and not a scan: a scan would copy every kernel and cache out of its stack at each token.
+    length_B, P, T = prompt_cache['length_B'], prompt_cache['layers'][0][0].shape[2], cache['layers'][0][0].shape[3]
+    back_T = (cache['step'] - jnp.arange(T)) % T  # how many tokens ago each entry of the ring was written
+    ahead_P = P - jnp.arange(P)
+    valid_BxP = ahead_P[None] <= length_B[:, None]
+
+    def masks(window):
+      seen_BxGxP = jnp.broadcast_to(valid_BxP[:, None], (*age_BxG.shape, P))
+      own_BxGxT = back_T[None, None] <= age_BxG[..., None]
+      if window:
+        seen_BxGxP &= ahead_P[None, None] + age_BxG[..., None] < window
+        own_BxGxT &= back_T[None, None] < window
+      return seen_BxGxP, own_BxGxT
+
+    positions = length_B[:, None] + age_BxG
+    shared = {'rotations': rotations(config.kinds, positions), 'at': cache['step'] % T}
+    shared['masks'] = [masks(kind.window) for kind in config.kinds]
+    x, block, layers = apply(params, ids_BxG, positions, method='lookup'), Block(config, jnp.dtype(dtype)), []
+    for i, (kind, prompt_kv, own_kv) in enumerate(zip(config.pattern, prompt_cache['layers'], cache['layers'])):
+      weights = jax.tree.map(operator.itemgetter(i), params['layers'])
+      layer = {'kind': kind, 'prompt': prompt_kv}
+      x, *own_kv = block.apply({'params': weights}, (x, *own_kv), layer, shared)
+      layers.append(tuple(own_kv))
+    hidden = apply(params, x, method=lambda model, x: model.final_norm(x))
+    return hidden, {'layers': tuple(layers), 'step': cache['step'] + 1}
 
   return Policy(init, rows, group, head, prefill, start, decode)
