@@ -194,6 +194,7 @@ def sample(
   # The first tokens of a prompt's completions come from one row of logits; a slot begins with feeding one.
   hidden_BxD, prompt_cache = policy.prefill(params, prompts)
   drawn = draw(policy.head(params, hidden_BxD), fold(keys_BxG, jnp.zeros_like(member_BxG)), *filters)
+  params = policy.unstack(params)
   begin = lambda x: jnp.pad(jnp.where(limit_BxG > 0, x, 0)[..., None], ((0, 0), (0, 0), (0, T - 1)))
   out = jax.tree.map(begin, drawn)
   left_BxG = (limit_BxG > 1) & ~stops(drawn['ids'])

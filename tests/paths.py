@@ -39,6 +39,7 @@ def by_decode(policy: Policy, params, prompts: Prompts, ids_BxGxT, length_BxG):
   """The sampler's path with the tokens given: prefill, then one token of every completion at a time."""
   B, G, T = ids_BxGxT.shape
   hidden_BxD, prompt_cache = policy.prefill(params, prompts)
+  params = policy.unstack(params)
   hidden = jnp.broadcast_to(hidden_BxD[:, None], (B, G, hidden_BxD.shape[-1]))
 
   def step(carry, t):

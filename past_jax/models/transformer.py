@@ -371,8 +371,14 @@ def transformer(config: ModelConfig, *, dtype='float32', remat: bool = False) ->
     room = lambda a: mesh_lib.constrain(jnp.zeros((B, G, K, T, D), a.dtype), mesh_lib.BATCH, None, 'tensor')
     return {'layers': jax.tree.map(room, prompt_cache['layers']), 'step': jnp.int32(0)}
 
+  def unstack(params):
+    # Cast here, because Linear and lookup would do it at every token; norms and biases compute in float32.
+    cast = lambda path, w: w if path[-1].key in ('scale', 'bias') else w.astype(dtype)
+    params = jax.tree.map_with_path(cast, params)
+    layers = (jax.tree.map(operator.itemgetter(i), params['layers']) for i in range(config.layers))
+    return params | {'layers': tuple(layers)}
+
   def decode(params, prompt_cache, cache, ids_BxG, age_BxG):
-    # A loop over the layers and not a scan: a scan would copy every kernel and cache out of its stack at each token.
     length_B, P, T = prompt_cache['length_B'], prompt_cache['layers'][0][0].shape[2], cache['layers'][0][0].shape[3]
     back_T = (cache['step'] - jnp.arange(T)) % T  # how many tokens ago each entry of the ring was written
     ahead_P = P - jnp.arange(P)
@@ -390,12 +396,12 @@ def transformer(config: ModelConfig, *, dtype='float32', remat: bool = False) ->
     shared = {'rotations': rotations(config.kinds, positions), 'at': cache['step'] % T}
     shared['masks'] = [masks(kind.window) for kind in config.kinds]
     x, block, layers = apply(params, ids_BxG, positions, method='lookup'), Block(config, jnp.dtype(dtype)), []
-    for i, (kind, prompt_kv, own_kv) in enumerate(zip(config.pattern, prompt_cache['layers'], cache['layers'])):
-      weights = jax.tree.map(operator.itemgetter(i), params['layers'])
+    stack = zip(config.pattern, params['layers'], prompt_cache['layers'], cache['layers'])
+    for kind, weights, prompt_kv, own_kv in stack:
       layer = {'kind': kind, 'prompt': prompt_kv}
       x, *own_kv = block.apply({'params': weights}, (x, *own_kv), layer, shared)
       layers.append(tuple(own_kv))
     hidden = apply(params, x, method=lambda model, x: model.final_norm(x))
     return hidden, {'layers': tuple(layers), 'step': cache['step'] + 1}
 
-  return Policy(init, rows, group, head, prefill, start, decode)
+  return Policy(init, rows, group, head, prefill, unstack, start, decode)
