@@ -41,6 +41,7 @@ def get_config(arg=''):
       top_p=1.0,
       min_p=0.0,
       stop=('\n',),
+      slots=0,  # completions decoded at a time; 0: all. Fewer when few are long: one that ends makes room for the next
     ),
     judge=common.choose(common.JUDGES, 'judge', a.judge),
     select=common.choose(

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import jax
 
-from past_jax import curricula, generators, judges, lora, losses, mesh, models, render, selects, update
+from past_jax import curricula, generators, judges, lora, losses, mesh, models, render, sampler, selects, update
 from past_jax.collect import Collector, Reference, collector
 from past_jax.data import sources, worlds
 from past_jax.data.stream import Stream, permutation
@@ -77,7 +77,7 @@ STAGE_KEYS = {
 LEAST = {
   **dict.fromkeys(('group', 'length', 'chunk', 'ngram', 'target_length', 'count'), 1),
   **{'seed': 0, 'flips': 0.0},
-  **{'prompt_length': 2, 'top_k': 0, 'top_p': 0.0, 'min_p': 0.0, 'max_overlap': 0.0},
+  **{'prompt_length': 2, 'slots': 0, 'top_k': 0, 'top_p': 0.0, 'min_p': 0.0, 'max_overlap': 0.0},
   **dict.fromkeys(('lr', 'warmup', 'end', 'eps', 'weight_decay', 'clip', 'b1', 'b2', 'momentum', 'decay'), 0.0),
 }
 CHOICES = {
@@ -324,6 +324,17 @@ def check(config, devices: int) -> list[str]:
   for key in batches:
     if (value := values[key]) % ways:
       out.append(f'config.{key}={value} must be a multiple of {ways}, the devices of the mesh axes data x fsdp.')
+  if out:
+    return out  # what follows shares these out
+
+  for name in config.stages:
+    s = config[name]
+    if 'group' in s.losses and s.generator.name == 'sampler':
+      generator = arguments(generators.TABLE, s.generator)
+      try:
+        sampler.layout(generator['slots'], s.sample_prompts, generator['group'], ways)
+      except UserError as error:
+        out.append(f'config.{name}.generator.{error}')
   return out
 
 

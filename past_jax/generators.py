@@ -20,11 +20,13 @@ def sampler(
   top_p: float = 1.0,
   min_p: float = 0.0,
   stop: Sequence[str] = (),
+  slots: int = 0,
 ) -> Generator:
   """`group` samples of up to `length` tokens from the model of `role`.
 
   Args:
     stop: texts of one token each that end a completion besides the tokenizer's own end tokens, e.g. a newline.
+    slots: completions decoded at a time; one that ends makes room for the next. 0: all. Changes no token.
   """
   ids = list(tokenizer.stop_ids)
   for text in stop:
@@ -33,7 +35,7 @@ def sampler(
     ids += encoded
 
   def generate(weights, keys_B, prompts, temperature) -> Group:
-    options = dict(group=group, length=length, top_k=top_k, top_p=top_p, min_p=min_p)
+    options = dict(group=group, length=length, top_k=top_k, top_p=top_p, min_p=min_p, slots=slots)
     return sampler_lib.sample(policy, weights[role], keys_B, prompts, temperature, jnp.array(ids), **options)
 
   return generate

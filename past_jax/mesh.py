@@ -90,3 +90,14 @@ def constrain(x, *axes):
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def per_shard(function):
+  """`function` on each batch shard's own part of the arguments, under `jax.set_mesh(mesh)`: nothing is communicated.
+
+  All arguments and results lead with an axis that is split over data and fsdp. Without a mesh there is one shard.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return function
+  spec = PartitionSpec(BATCH)
+  return jax.shard_map(function, in_specs=spec, out_specs=spec, axis_names=set(BATCH))

@@ -151,9 +151,11 @@ class Policy(NamedTuple):
   group   (params, prompts, ids_BxGxT, length_BxG) -> hidden_BxGxTxD: states that predict the completion's tokens;
           with an empty prompt the state of the first token means nothing
   head    (params, hidden_...xD) -> logits_...xV, float32; call it on chunks only
-  prefill (params, prompts) -> (hidden_BxD of the last prompt token, prompt cache)
-  start   (prompt cache, G, T) -> cache: room for G completions of T tokens that read one prompt cache
-  decode  (params, cache, ids_BxG, t) -> (hidden_BxGxD, cache): feed token t of every completion
+  prefill (params, prompts) -> (hidden_BxD of the last prompt token, prompt cache); B leads every array of the cache
+  unstack (params) -> what decode, and head too, take as params in a loop: layers apart, in the dtype of the products
+  start   (prompt cache, G, T) -> cache: room for G completions of up to T tokens beside each prompt of the prompt cache
+  decode  (params, prompt cache, cache, ids_BxG, age_BxG) -> (hidden_BxGxD, cache): feed to every completion its token
+          number `age`, from 0. Ages grow by 1 from call to call, or start again at 0: another completion takes over
   """
 
   init: Callable[[Key], Params]
@@ -161,6 +163,7 @@ class Policy(NamedTuple):
   group: Callable[..., Array]
   head: Callable[..., Array]
   prefill: Callable[..., Any]
+  unstack: Callable[[Params], Any]
   start: Callable[..., Any]
   decode: Callable[..., Any]
 

@@ -302,6 +302,10 @@ EARLY = [
   (f'{TINY} --config.study.batch=4', ['config.study.batch=4 must be a multiple of 8, the devices of the mesh axes']),
   (f'{TINY} --config.study.curriculum.prompts=12', ['must be a multiple of config.study.batch=8']),
   (f'{TINY} --config.study.generator.group=1', ["generator.group=1, but select 'best_vs' compares completions"]),
+  (
+    f'{TINY} --config.study.generator.slots=12',
+    ['config.study.generator.slots=12 must be R x C', 'the 8 prompts of a call', 'the group of 4', '; 8 is near'],
+  ),
   (f'{TINY} --config.study.rounds=-2', ['config.study.rounds=-2 must be a whole number of at least 1.']),
   (f'{TINY} --config.study.generator.length=0', ['length=0 must be a whole number of at least 1.']),
   (f'{TINY} --config.study.curriculum.temperature=-1', ['curriculum.temperature=-1.0: give a number of at least 0']),

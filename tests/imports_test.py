@@ -13,7 +13,7 @@ MAY = {
   'lora': {'types'},
   'logps': {'types'},
   'buckets': {'types'},
-  'sampler': {'types'},
+  'sampler': {'types', 'mesh'},
   'heap': set(),
   'stop': set(),
   'progress': set(),

@@ -8,7 +8,7 @@ import pytest
 from past_jax import mesh as mesh_lib
 from past_jax.logps import group_logps, token_mask
 from past_jax.models import RULES
-from past_jax.sampler import categorical, filtered, sample
+from past_jax.sampler import sample
 from past_jax.types import Prompts
 
 
@@ -109,31 +109,6 @@ def test_temperature_zero_is_greedy_and_compiles_nothing_new(policy, params, pro
   np.testing.assert_array_equal(greedy.behaviour_logps_BxGxT, 0)
   first = policy.head(params, policy.prefill(params, prompts)[0])
   np.testing.assert_array_equal(ids[:, 0, 0], np.argmax(first, -1))
-
-
-def test_filters_keep_the_right_tokens():
-  logits = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.06, 0.04]]))
-  off = {'top_k': 0, 'top_p': 1.0, 'min_p': 0.0}
-  kept = lambda **kw: np.flatnonzero(np.isfinite(filtered(logits, **(off | kw))[0]))
-  assert list(kept()) == [0, 1, 2, 3, 4]
-  assert list(kept(top_k=2)) == [0, 1]
-  assert list(kept(top_p=0.6)) == [0, 1]
-  assert list(kept(top_p=0.0)) == [0]
-  assert list(kept(min_p=0.4)) == [0, 1, 2]
-
-
-def test_categorical_is_the_inverse_of_the_cdf():
-  rng = np.random.default_rng(0)
-  logits = rng.normal(size=(1000,)) * 2
-  logits[::7] = -np.inf
-  p = np.exp(logits) / np.exp(logits).sum()
-  uniform = rng.uniform(size=4000)
-  many = jnp.broadcast_to(jnp.array(logits, jnp.float32), (4000, 1000))
-  drawn = np.asarray(categorical(jnp.array(uniform, jnp.float32), many))
-  expected = np.searchsorted(np.cumsum(p), uniform, side='right')
-  assert (drawn == expected).mean() > 0.995  # the rest sits within float32 rounding of a boundary
-  assert (p[drawn] > 0).all()
-  assert np.abs(drawn - expected).max() <= 2
 
 
 def test_eight_devices_sample_and_score_as_one(policy, params, ragged, prompts, keys):

@@ -39,12 +39,14 @@ def by_decode(policy: Policy, params, prompts: Prompts, ids_BxGxT, length_BxG):
   """The sampler's path with the tokens given: prefill, then one token of every completion at a time."""
   B, G, T = ids_BxGxT.shape
   hidden_BxD, prompt_cache = policy.prefill(params, prompts)
+  params = policy.unstack(params)
   hidden = jnp.broadcast_to(hidden_BxD[:, None], (B, G, hidden_BxD.shape[-1]))
 
   def step(carry, t):
     hidden, cache = carry
     ids_BxG = jax.lax.dynamic_index_in_dim(ids_BxGxT, t, axis=2, keepdims=False)
-    return policy.decode(params, cache, ids_BxG, t), picked(policy, params, hidden, ids_BxG)
+    age_BxG = jnp.full((B, G), t)
+    return policy.decode(params, prompt_cache, cache, ids_BxG, age_BxG), picked(policy, params, hidden, ids_BxG)
 
   _, logps = jax.lax.scan(step, (hidden, policy.start(prompt_cache, G, T)), jnp.arange(T))
   return jnp.where(token_mask(prompts, length_BxG, T), jnp.moveaxis(logps, 0, 2), 0.0)

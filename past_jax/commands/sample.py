@@ -49,6 +49,7 @@ def define() -> flags.FlagValues:
   integer('top_k', 0, 'sample from this many of the likeliest tokens; 0: off', 0)
   real('min_p', 0.0, "leave out tokens below this share of the likeliest one's probability; 0: off", 0, 1)
   integer('seed', 0, 'of the sampling', 0, 2**31 - 1)
+  integer('slots', 0, 'completions decoded at a time, one that ends makes room for the next; 0: all of --batch', 0)
   stop = 'a text of one token that ends a completion too; may be repeated'
   flags.DEFINE_multi_string('stop', None, stop, flag_values=values)
   return values
@@ -70,11 +71,11 @@ def run(argv: list[str]) -> int:
   return rows.fill('sample', values.prompts, values.out, made_by, check, lambda: start(values))
 
 
-@functools.partial(jax.jit, static_argnames=('policy', 'group', 'length'))
-def program(policy, params, seed, row_B, prompts, stop_ids, scalars, *, group, length):
+@functools.partial(jax.jit, static_argnames=('policy', 'group', 'length', 'slots'))
+def program(policy, params, seed, row_B, prompts, stop_ids, scalars, **options):
   """Completions of B prompts, whose keys come from their numbers in the file: (ids, length, finished, logps)."""
   keys_B = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(row_B)
-  found = sampler.sample(policy, params, keys_B, prompts, stop_ids=stop_ids, group=group, length=length, **scalars)
+  found = sampler.sample(policy, params, keys_B, prompts, stop_ids=stop_ids, **options, **scalars)
   return found.ids_BxGxT, found.length_BxG, found.finished_BxG, found.logps_BxGxT
 
 
@@ -87,6 +88,10 @@ def start(values: flags.FlagValues):
       f'--max_prompt_length and --max_new_tokens={values.max_new_tokens} together exceed the {context} tokens of the '
       "model's context."
     )
+  try:
+    sampler.layout(values.slots, size, values.group, mesh_lib.batch_ways(mesh))
+  except UserError as error:
+    raise UserError(f'--{error}') from None
   stop_ids = list(tokenizer.stop_ids)
   for text in values.stop or ():
     if len(ids := tokenizer.encode(text)) != 1:
@@ -94,7 +99,8 @@ def start(values: flags.FlagValues):
     stop_ids += ids
   scalars = {name: values[name].value for name in ('temperature', 'top_k', 'top_p', 'min_p')}
   scalars['top_k'] = min(values.top_k, model.config.vocab)
-  generate = functools.partial(program, model.policy, group=values.group, length=values.max_new_tokens)
+  options = {'group': values.group, 'length': values.max_new_tokens, 'slots': values.slots}
+  generate = functools.partial(program, model.policy, **options)
   params = read()
   trimmed = 0
 

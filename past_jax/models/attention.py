@@ -135,3 +135,29 @@ def tree_attention(q_BxSxHxD, k_BxSxKxD, v_BxSxKxD, valid_BxP, slots_T, window, 
     out = jnp.concatenate(chunks, axis=2)
     outs.append(jnp.transpose(out, (0, 2, 4, 1, 3, 5)).reshape(B, S - P, H, D))
   return jnp.concatenate(outs, axis=1)
+
+
+def grouped(q, kv_heads):
+  """[..., H, Dh] -> [..., K, R, Dh]: query heads beside the key head they share."""
+  return q.reshape(*q.shape[:-2], kv_heads, q.shape[-2] // kv_heads, q.shape[-1])
+
+
+def decode_attention(q_BxGxHxD, prompt_kv, own_kv, seen_BxGxP, own_BxGxT, score):
+  """One token of every completion attends to its prompt (k_BxKxPxD) and to its completion so far (k_BxGxKxTxD).
+
+  Batch axes lead in both caches, so that a product reads them as they lie: in any other order XLA copies a cache per
+  token. The sum of weights divides the result, which is smaller than they are.
+  """
+  (pk, pv), (ok, ov) = prompt_kv, own_kv
+  q = grouped(q_BxGxHxD, ok.shape[2])
+  seen = score(product('bgkrd,bksd->bkgrs', q, pk))
+  own = score(product('bgkrd,bgktd->bgkrt', q, ok))
+  seen = jnp.where(seen_BxGxP[:, None, :, None], seen, MASKED)
+  own = jnp.where(own_BxGxT[:, :, None, None], own, MASKED)
+  turn = lambda x: jnp.moveaxis(x, 1, 2)  # between bgkr and bkgr
+  top = jnp.maximum(turn(seen.max(axis=-1, keepdims=True)), own.max(axis=-1, keepdims=True))
+  seen, own = jnp.exp(seen - turn(top)), jnp.exp(own - top)
+  total = turn(seen.sum(axis=-1, keepdims=True)) + own.sum(axis=-1, keepdims=True)
+  out = turn(product('bkgrs,bksd->bkgrd', seen.astype(pv.dtype), pv))
+  out += product('bgkrt,bgktd->bgkrd', own.astype(ov.dtype), ov)
+  return (out / total).astype(q.dtype).reshape(q_BxGxHxD.shape)

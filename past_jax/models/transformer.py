@@ -13,13 +13,14 @@ whatever their length, so causality and windows depend on slots alone and one ma
 """
 
 import functools
+import operator
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from past_jax import mesh as mesh_lib
-from past_jax.models.attention import MASKED, capped, exact, tree_attention, visible
+from past_jax.models.attention import capped, decode_attention, exact, product, tree_attention
 from past_jax.models.config import Kind, ModelConfig
 from past_jax.types import Policy, Prompts
 
@@ -73,30 +74,6 @@ def rotate(x, rotation):
   pairs = sin.shape[-1]
   a, b, rest = jnp.split(x.astype(jnp.float32), [pairs, 2 * pairs], axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1).astype(x.dtype)
-
-
-def product(equation, *operands, **kwargs):
-  return jnp.einsum(equation, *operands, precision=exact(operands[0].dtype), **kwargs)
-
-
-def grouped(q, kv_heads):
-  """[..., H, Dh] -> [..., K, R, Dh]: query heads beside the key head they share."""
-  return q.reshape(*q.shape[:-2], kv_heads, q.shape[-2] // kv_heads, q.shape[-1])
-
-
-def completion_attention(q_BxGxQxHxD, prompt_kv, own_kv, seen_BxQxP, own_QxT, score):
-  """Completion tokens attend to their prompt (k_BxPxKxD) and to their own completion (k_BxGxTxKxD) under two masks."""
-  (pk, pv), (ok, ov) = prompt_kv, own_kv
-  q = grouped(q_BxGxQxHxD, ok.shape[-2])
-  P = pk.shape[1]
-  own = score(product('bgqkrd,bgskd->bgkrqs', q, ok, preferred_element_type=jnp.float32))
-  own = jnp.where(own_QxT[None, None, None, None], own, MASKED)
-  seen = score(product('bgqkrd,bskd->bgkrqs', q, pk, preferred_element_type=jnp.float32))
-  seen = jnp.where(seen_BxQxP[:, None, None, None], seen, MASKED)
-  weights = jax.nn.softmax(jnp.concatenate([seen, own], axis=-1), axis=-1).astype(ov.dtype)
-  out = product('bgkrqs,bskd->bgqkrd', weights[..., :P], pv)
-  out += product('bgkrqs,bgskd->bgqkrd', weights[..., P:], ov)
-  return out.reshape(q_BxGxQxHxD.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -198,10 +175,7 @@ class Linear(nn.Module):
 
 
 class Block(nn.Module):
-  """One layer. `carry` is x_BxSxD, or when decoding (x_BxGxD, k, v) with the whole stack's completion cache.
-
-  In the carry the cache is updated in place; as a scanned input and output it would be copied once per token.
-  """
+  """One layer. `carry` is x_BxSxD, or when decoding (x_BxGxD, k_BxGxKxTxD, v) with the completions' own cache."""
 
   config: ModelConfig
   dtype: jnp.dtype
@@ -220,24 +194,17 @@ class Block(nn.Module):
     of_kind = lambda table: table[0] if len(c.kinds) == 1 else jnp.take(table, layer['kind'], axis=0)
     rotation = jax.tree.map(of_kind, shared['rotations'])
     q, k = rotate(q, rotation), rotate(k, rotation)
-    window = of_kind(shared['windows']) if shared['windows'] is not None else None
-
-    valid_BxP, slots_Q = shared['valid_BxP'], shared['slots_Q']
-    P = valid_BxP.shape[1]
     if decoding:
       score = lambda scores: capped(scores * c.scale, c.attention_cap)
-      seen_BxQxP = visible(slots_Q, jnp.arange(P), window)[None] & valid_BxP[:, None]
-      own_QxT = visible(slots_Q, P + jnp.arange(carry[1].shape[3]), window)
-      at = (layer['index'], 0, 0, shared['t'], 0, 0)
-      k_all, v_all = (
-        jax.lax.dynamic_update_slice(all_, new[None, :, :, None].astype(all_.dtype), at)
-        for all_, new in zip(carry[1:], (k, v))
+      own = tuple(
+        jax.lax.dynamic_update_slice(kept, new[:, :, :, None].astype(kept.dtype), (0, 0, 0, shared['at'], 0))
+        for kept, new in zip(carry[1:], (k, v))
       )
-      own = tuple(jax.lax.dynamic_index_in_dim(a, layer['index'], keepdims=False) for a in (k_all, v_all))
-      prompt = (layer['k'], layer['v'])
-      out = completion_attention(q[:, :, None], prompt, own, seen_BxQxP, own_QxT, score)[:, :, 0]
+      out = decode_attention(q, layer['prompt'], own, *shared['masks'][layer['kind']], score)
     else:
-      out = tree_attention(q, k, v, valid_BxP, slots_Q, window, scale=c.scale, cap=c.attention_cap)
+      window = of_kind(shared['windows']) if shared['windows'] is not None else None
+      attend = functools.partial(tree_attention, scale=c.scale, cap=c.attention_cap)
+      out = attend(q, k, v, shared['valid_BxP'], shared['slots_Q'], window)
 
     post = norm if c.post_norms else lambda name: lambda x: x
     attended = post('attention_post_norm')(linear('o', c.width, summed=2)(out))
@@ -248,8 +215,9 @@ class Block(nn.Module):
     x = x + attended + post('mlp_post_norm')(linear('down', c.width)(inner))
     x = mesh_lib.constrain(x, mesh_lib.BATCH)
     if decoding:
-      return (x, k_all, v_all), None
-    return x, {'k': k[:, :P], 'v': v[:, :P]} if shared['keep'] is not None else None
+      return x, *own
+    prompt = lambda x: x[:, : shared['valid_BxP'].shape[1]]
+    return x, {'k': prompt(k), 'v': prompt(v)} if shared['keep'] is not None else None
 
 
 class Transformer(nn.Module):
@@ -303,18 +271,10 @@ class Transformer(nn.Module):
     x, kv = self.layers(x, {'kind': jnp.array(self.config.pattern)}, shared)
     return self.final_norm(x), kv
 
-  def step(self, ids_BxG, positions_BxG, valid_BxP, cache, t):
-    shared = self.shared(positions_BxG, valid_BxP, (valid_BxP.shape[1] + t)[None]) | {'t': t}
-    per_layer = {'kind': jnp.array(self.config.pattern), 'index': jnp.arange(self.config.layers)}
-    per_layer |= {'k': cache['prompt']['k'], 'v': cache['prompt']['v']}
-    x = self.lookup(ids_BxG, positions_BxG)
-    (x, k, v), _ = self.layers((x, cache['k'], cache['v']), per_layer, shared)
-    return self.final_norm(x), k, v
-
   def logits(self, hidden):
     if self.config.tied:
       table = self.embed.embedding.astype(self.dtype)
-      logits = product('...d,vd->...v', hidden, table, preferred_element_type=jnp.float32)
+      logits = product('...d,vd->...v', hidden, table)
     else:
       logits = self.head(hidden)
     return capped(logits, self.config.logit_cap)
@@ -369,19 +329,45 @@ def transformer(config: ModelConfig, *, dtype='float32', remat: str = 'none') ->
   def prefill(params, prompts):
     positions, valid = prompt_layout(prompts)
     hidden, kv = apply(params, prompts.ids_BxP, positions, valid, 0, keep=jnp.zeros(()), method='trunk')
-    return hidden[:, -1], {'k': kv['k'], 'v': kv['v'], 'length_B': prompts.length_B}
+    by_layer = zip(*(jnp.moveaxis(kv[name], 2, 3) for name in ('k', 'v')))  # k_BxKxPxD, as decoding reads it
+    return hidden[:, -1], {'layers': tuple(by_layer), 'length_B': prompts.length_B}
 
   def start(prompt_cache, G, T):
-    N, B, _, K, D = prompt_cache['k'].shape
-    room = jnp.zeros((N, B, G, T, K, D), prompt_cache['k'].dtype)
-    room = mesh_lib.constrain(room, None, mesh_lib.BATCH)
-    return {'prompt': prompt_cache, 'k': room, 'v': room}
+    B, K, _, D = prompt_cache['layers'][0][0].shape
+    room = lambda a: mesh_lib.constrain(jnp.zeros((B, G, K, T, D), a.dtype), mesh_lib.BATCH, None, 'tensor')
+    return {'layers': jax.tree.map(room, prompt_cache['layers']), 'step': jnp.int32(0)}
 
-  def decode(params, cache, ids_BxG, t):
-    length_B, P = cache['prompt']['length_B'], cache['prompt']['k'].shape[2]
-    valid = jnp.arange(P)[None] >= P - length_B[:, None]
-    positions = jnp.broadcast_to(length_B[:, None] + t, ids_BxG.shape)
-    hidden, k, v = apply(params, ids_BxG, positions, valid, cache, t, method='step')
-    return hidden, {'prompt': cache['prompt'], 'k': k, 'v': v}
+  def unstack(params):
+    # Cast here, because Linear and lookup would do it at every token; norms and biases compute in float32.
+    cast = lambda path, w: w if path[-1].key in ('scale', 'bias') else w.astype(dtype)
+    params = jax.tree.map_with_path(cast, params)
+    layers = (jax.tree.map(operator.itemgetter(i), params['layers']) for i in range(config.layers))
+    return params | {'layers': tuple(layers)}
 
-  return Policy(init, rows, group, head, prefill, start, decode)
+  def decode(params, prompt_cache, cache, ids_BxG, age_BxG):
+    length_B, P, T = prompt_cache['length_B'], prompt_cache['layers'][0][0].shape[2], cache['layers'][0][0].shape[3]
+    back_T = (cache['step'] - jnp.arange(T)) % T  # how many tokens ago each entry of the ring was written
+    ahead_P = P - jnp.arange(P)
+    valid_BxP = ahead_P[None] <= length_B[:, None]
+
+    def masks(window):
+      seen_BxGxP = jnp.broadcast_to(valid_BxP[:, None], (*age_BxG.shape, P))
+      own_BxGxT = back_T[None, None] <= age_BxG[..., None]
+      if window:
+        seen_BxGxP &= ahead_P[None, None] + age_BxG[..., None] < window
+        own_BxGxT &= back_T[None, None] < window
+      return seen_BxGxP, own_BxGxT
+
+    positions = length_B[:, None] + age_BxG
+    shared = {'rotations': rotations(config.kinds, positions), 'at': cache['step'] % T}
+    shared['masks'] = [masks(kind.window) for kind in config.kinds]
+    x, block, layers = apply(params, ids_BxG, positions, method='lookup'), Block(config, jnp.dtype(dtype)), []
+    stack = zip(config.pattern, params['layers'], prompt_cache['layers'], cache['layers'])
+    for kind, weights, prompt_kv, own_kv in stack:
+      layer = {'kind': kind, 'prompt': prompt_kv}
+      x, *own_kv = block.apply({'params': weights}, (x, *own_kv), layer, shared)
+      layers.append(tuple(own_kv))
+    hidden = apply(params, x, method=lambda model, x: model.final_norm(x))
+    return hidden, {'layers': tuple(layers), 'step': cache['step'] + 1}
+
+  return Policy(init, rows, group, head, prefill, unstack, start, decode)
