@@ -177,7 +177,7 @@ def gradient(
       batch, logps = batches[term], outputs[term]['logps_BxGxT']
       value, named = loss(outputs[term], batch)
       total += weight * value
-      for name, x in named.items():  # a public name is of the first loss that has it
+      for name, x in named.items():  # a public name is of the first loss (a config's are sorted) that has it
         public = public_name(term, name)
         metrics[f'{term}/{name}' if public in metrics else public] = x
       metrics[f'bad/{term}'] = ~jnp.isfinite(logps).all(axis=(1, 2))

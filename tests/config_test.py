@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from configs import common  # noqa: E402
 
 JUDGES = [f'judge={name}' for name in common.JUDGES if name != 'likelihood_gain']
-SELECTS = ['select=all_pairs', 'select=top_k', 'select=everything']
+SELECTS = ['select=all_pairs', 'select=top_k', 'select=everything', 'select=softmax']
 ARGS = {  # file -> its arguments; any other file: its default and size=tiny
   'past': ['', 'size=tiny', 'arm=raw', *(f'size=tiny,{a}' for a in (*JUDGES, *SELECTS, 'arm=raw'))],
   'dpo': ['', 'size=tiny', 'size=tiny,arm=sft', 'arm=sft+dpo'],

@@ -25,6 +25,7 @@ SELECTS = {
   'top_k above': lambda: TABLE['top_k'](k=3, above=0.2),
   'top_k all': lambda: TABLE['top_k'](k=9),
   'everything': lambda: TABLE['everything'](),
+  'softmax': lambda: TABLE['softmax'](temperature=0.5),
 }
 PAIRED = [name for name in SELECTS if name.split()[0] in ('best_vs', 'all_pairs')]
 
@@ -161,6 +162,26 @@ def test_best_vs_weighs_the_chosen_also_where_there_is_no_pair():
   expected = np.zeros((9, 4))
   expected[[0, 1, 2, 3, 5, 6, 7, 8], [1, 0, 2, 2, 0, 0, 3, 2]] = 1
   np.testing.assert_array_equal(s.row_weight_BxG, expected)
+
+
+def test_scores_as_chances_of_winning():
+  """s(r - r_j) over the group's valid members, itself included (the 1/2 of SPPO); the pair stays the judge's."""
+  s = run('best_vs worst', judgement=judged(SCORES))
+  win = jax.device_get(jax.jit(TABLE['best_vs'](other='worst', score='win'))(KEY, GROUP, JUDGEMENT))
+  for b, g in np.ndindex(SCORES.shape):
+    rivals = SCORES[b][VALID[b]].astype(np.float64)
+    expected = (1 / (1 + np.exp(rivals - SCORES[b, g]))).mean() if VALID[b, g] else 0.0
+    np.testing.assert_allclose(win.score_BxG[b, g], expected, rtol=1e-6)
+  np.testing.assert_array_equal(win.chosen_BxJ, s.chosen_BxJ)
+  np.testing.assert_array_equal(win.pair_weight_BxJ, s.pair_weight_BxJ)
+  with pytest.raises(UserError, match="select.score='wins'"):
+    TABLE['best_vs'](score='wins')
+
+
+def test_softmax_weighs_the_valid_members():
+  s = run('softmax')
+  weight = np.where(VALID, np.exp(2.0 * np.where(VALID, SCORES, 0)), 0)
+  np.testing.assert_allclose(s.row_weight_BxG, weight / np.maximum(weight.sum(1, keepdims=True), 1e-9), rtol=1e-5)
 
 
 def test_the_random_opponent_is_uniform_over_the_other_valid_members():

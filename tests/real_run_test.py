@@ -22,7 +22,7 @@ def test_a_round_of_the_default_run(tmp_path):
   ]
   assert main(['study', '--config=configs/past.py', f'--workdir={tmp_path / "run"}', *flags]) == 0
   (row,) = rows(tmp_path / 'run' / 'metrics.jsonl')
-  assert row['check/dpo_minus_ln2'] == pytest.approx(0, abs=1e-6)  # one update: the reference is the step itself
+  assert row['check/dpo_at_reference'] == pytest.approx(0, abs=1e-6)  # one update: the reference is the step itself
   assert row['rewards/margins'] == 0
   assert row['check/sampler_gap'] < 1e-2
   before, after = rows(tmp_path / 'run' / 'evaluations.jsonl')

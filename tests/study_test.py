@@ -172,6 +172,61 @@ def test_the_other_training_views(tmp_path, view):
   assert ('reference' in timing) == (view == 'instruction')
 
 
+@pytest.mark.parametrize(
+  'losses, select, scored',
+  [
+    ({'grpo': {'weight': 1.0, 'beta': 0.1}, 'kto': {'weight': 1.0, 'beta': 0.5}}, 'everything', True),
+    ({'simpo': {'weight': 1.0}, 'orpo': {'weight': 0.1}}, 'best_vs', False),
+  ],
+)
+def test_other_losses_study(tmp_path, losses, select, scored):
+  """The log-probs that they read, of the reference and of the policy that sampled, are one pass here, or none."""
+  flags = [f'--config.study.losses={ {"group": losses} }', '--config.eval.heldout=']
+  assert study(tmp_path / 'run', *flags, arg=f'size=tiny,select={select},judge=random') == 0
+  first, second, *_ = rows(tmp_path / 'run' / 'metrics.jsonl')
+  timing = json.loads((tmp_path / 'run' / 'timing.json').read_text())
+  assert ('reference' in timing) == scored and timing['compile_count_after_first_round'] == 0
+  assert first['grad_norm'] > 0
+  if scored:
+    assert first['group/kto/loss'] == pytest.approx(0.5, abs=1e-5) and first['check/kto_at_reference'] != 0.5
+    assert first['group/grpo/kl'] == pytest.approx(0, abs=1e-6) and first['group/grpo/clip_ratio'] == 0
+    assert second['group/grpo/kl'] > 1e-4 and abs(second['rewards/margins']) > 1e-4
+  else:  # two losses of pairs: the rewards of the first, by the alphabet, have the public name
+    margins = 2.5 / 0.1 * first['rewards/margins']
+    assert margins != 0 and first['group/simpo/rewards/margins'] == pytest.approx(margins, rel=1e-4)
+    assert not any(name.endswith('at_reference') for name in first)
+
+
+def test_a_refresh_of_the_reference_at_a_rate(tmp_path, monkeypatch, capsys):
+  """TR-DPO: ref <- rate * policy + (1 - rate) * ref. Only a whole copy is the policy, which the self-test needs."""
+  real, leaf, seen = train.mixed, lambda tree: np.asarray(tree['embed']['embedding'], np.float64), []
+
+  def spy(params, ref, rate):
+    out = real(params, ref, rate)
+    seen.append((leaf(params), leaf(ref), leaf(out)))
+    return out
+
+  monkeypatch.setattr(train, 'mixed', spy)
+  flags = ['--config.study.reference.role=ref', '--config.study.reference.rate=0.25', '--config.study.rounds=3']
+  plan = {'name': 'constant', 'temperature': 0.8, 'prompts': 8, 'epochs': 1, 'refresh': ('ref',)}
+  flags += [f'--config.study.curriculum={plan}', '--config.eval.heldout=']
+  assert study(tmp_path / 'run', *flags) == 0
+  (policy, _, first), *later = seen
+  np.testing.assert_array_equal(first, policy)
+  for (policy, ref, out), (_, _, before) in zip(later, seen):
+    np.testing.assert_array_equal(ref, before)
+    np.testing.assert_allclose(out, 0.25 * policy + 0.75 * ref, rtol=1e-5, atol=1e-7)
+    assert np.abs(policy - ref).max() > 1e-3
+  assert len(later) == 2
+  checks = ['check/dpo_at_reference' in row for row in rows(tmp_path / 'run' / 'metrics.jsonl')]
+  assert checks == [True, False, False]
+  assert "the role 'ref', is not the policy now" in capsys.readouterr().err
+  timing = json.loads((tmp_path / 'run' / 'timing.json').read_text())
+  assert timing['compile_count_after_first_round'] == 0
+  half = real({'x': np.float16([1, 3])}, {'x': np.float16([0, 1])}, 0.5)['x']
+  assert half.dtype == np.float16 and half.tolist() == [0.5, 2]
+
+
 LORA = ('--config.model.lora.rank=4', "--config.model.lora.targets=('layers/(q|o|down)$',)")
 
 
@@ -181,7 +236,7 @@ def test_adapters_study_beside_a_frozen_base(tmp_path, monkeypatch, capsys, role
   flags = (*LORA, f'--config.study.reference.role={role}', '--config.eval.heldout=')
   assert study(tmp_path / 'whole', *flags) == 0
   first, second, *_ = rows(tmp_path / 'whole' / 'metrics.jsonl')
-  assert first['check/dpo_minus_ln2'] == pytest.approx(0, abs=1e-5) and abs(first['rewards/margins']) < 1e-4
+  assert first['check/dpo_at_reference'] == pytest.approx(0, abs=1e-5) and abs(first['rewards/margins']) < 1e-4
   assert abs(second['rewards/margins']) > 1e-3
   assert json.loads((tmp_path / 'whole' / 'timing.json').read_text())['compile_count_after_first_round'] == 0
   tree = Checkpoints(tmp_path / 'whole' / 'checkpoints').restore().tree

@@ -17,7 +17,8 @@ from past_jax.types import Batch, Loss, UserError
 def add(terms: Sequence[tuple[float, str, Loss]]) -> Loss:
   """sum of weight * loss over (weight, name, loss). Metrics of a term are under its name; `loss` is the sum.
 
-  RPO (2404.19733) is dpo + alpha * nll of rows `chosen`; MPO (2411.10442) 0.8 * dpo + 0.2 * bco_pair + the same nll.
+  RPO (2405.16436) and IRPO (2404.19733) are dpo + alpha * nll of rows `chosen`, per sequence; MPO (2411.10442) is
+  0.8 * dpo + 0.2 * bco_pair + nll of rows `chosen`.
 
   Raises:
     UserError: no terms, or two of one name.

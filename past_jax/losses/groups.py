@@ -95,7 +95,7 @@ def grpo(
 
 
 def rloo(beta: float = 0.0, clip: float = 0.0) -> Loss:
-  """REINFORCE with the others of the group as baseline: 2402.14740 eq. 9, averaged over rows.
+  """REINFORCE with the others of the group as baseline: 2402.14740, averaged over rows.
 
     -A * log p(y),  A_k = r_k - mean_{j != k} r_j,  r = score - beta * log(old / ref), summed over tokens, no gradient
 
@@ -140,7 +140,7 @@ def rloo(beta: float = 0.0, clip: float = 0.0) -> Loss:
 
 
 def nash_md(beta: float = 0.1, wins: Literal['scores', 'score'] = 'scores') -> Loss:
-  """Nash mirror descent: 2312.00886 section 7.2, over members of source 0 (the policy's), against those of source 1.
+  """Nash mirror descent: 2312.00886 (Nash-MD-PG), over members of source 0 (the policy's), against those of source 1.
 
     -(P - 1/2) * log p(y) + beta * sum_t sg[log(p / ref)] * log p(y_t)
 

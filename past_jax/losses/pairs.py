@@ -219,7 +219,7 @@ def ipo(beta: float = 0.1, normalise: bool = True):
 
 @pair_loss()
 def sigmoid_norm(beta: float = 2.0):
-  """-log s(beta * (h_w / n_w - h_l / n_l)): length-normalised DPO, Tulu 3, 2411.15124 section 5.1."""
+  """-log s(beta * (h_w / n_w - h_l / n_l)): length-normalised DPO, Tulu 3, 2411.15124."""
   return Formula(lambda p: -log_sigmoid(beta * p.mean_delta), LN2, beta)
 
 
@@ -255,7 +255,7 @@ def discopop(beta: float = 0.05, tau: float = 0.05):
 
 @pair_loss(without=('label_smoothing',))
 def rebel(beta: float = 1.0):
-  """(beta * D - (r_w - r_l))^2 with the judge's scores r: REBEL, 2404.16767 eq. 9, beta its 1 / eta."""
+  """(beta * D - (r_w - r_l))^2 with the judge's scores r: REBEL, 2404.16767 algorithm 1, beta its 1 / eta."""
   return Formula(lambda p: (beta * p.delta - (p.score_w - p.score_l)) ** 2)
 
 

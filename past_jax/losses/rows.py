@@ -41,7 +41,7 @@ def nll(rows: Literal['selected', 'chosen'] = 'selected', per: Literal['token', 
 
 
 def kto(beta: float = 0.1, threshold: float = 0.0, desirable: float = 1.0, undesirable: float = 1.0) -> Loss:
-  """Kahneman-Tversky optimisation of single completions: 2402.01306 eq. 7-8.
+  """Kahneman-Tversky optimisation of single completions: 2402.01306 eq. 7.
 
     desirable * (1 - s(beta * (h - z))) for a good one, undesirable * (1 - s(beta * (z - h))) for a bad one
 
