@@ -54,8 +54,7 @@ def profile(what: str, work: Work, most: int):
   from bench_workers.profile import profile, table
 
   ours_ = ours.Ours(work)
-  program, args = getattr(ours_, {'decode': 'sample'}.get(what, what))()
-  args = list(args)
+  program, (args,) = getattr(ours_, {'decode': 'sample'}.get(what, what))()
 
   def run():
     out = program(*args)

@@ -19,7 +19,10 @@ MATMULS = ((1024, 576, 1536), (1024, 1536, 576), (2048, 2048, 2048), (4096, 4096
 
 
 class Ours:
-  """The model and the work on the device. `update`, `prefill` and `sample` are compiled programs over them."""
+  """The model and the work on the device.
+
+  `update`, `prefill` and `sample` return (compiled program, [arguments of a call, ...]).
+  """
 
   def __init__(self, work: Work):
     self.work = work
@@ -47,7 +50,7 @@ class Ours:
     return Batch(self.prompts, self.ids_BxGxT, self.length_BxG, None, None, source_BxG, selection)
 
   def update(self):
-    """(compiled step, its first arguments): (state, weights, batches) -> (state, metrics). Takes the parameters."""
+    """(state, weights, batches) -> (state, metrics). Takes the parameters."""
     step = update.gradient(
       policy=self.model.policy,
       losses={'group': (1.0, losses.TABLE['dpo'](beta=BETA))},
@@ -56,11 +59,11 @@ class Ours:
     )
     params, self.params = self.params, None  # donated with the state
     args = [step.init(params), {}, {'group': self.batch()}]
-    return jax.jit(step.step, donate_argnums=0).lower(*args).compile(), args
+    return jax.jit(step.step, donate_argnums=0).lower(*args).compile(), [args]
 
   def prefill(self):
     args = [self.params, self.prompts]
-    return jax.jit(self.model.policy.prefill).lower(*args).compile(), args
+    return jax.jit(self.model.policy.prefill).lower(*args).compile(), [args]
 
   def sample(self, prompts: int = 0):
     """Temperature 1 with no id that stops, `prompts` per call; 0: all, through `work.slots`."""
@@ -74,9 +77,9 @@ class Ours:
 
     whole = [keys_B, self.prompts, jnp.asarray(work.limits())]
     count = prompts or work.prompts
-    calls = [jax.tree.map(lambda x, i=i: x[i : i + count], whole) for i in range(0, work.prompts, count)]
-    program = jax.jit(sample).lower(self.params, *calls[0]).compile()
-    return (lambda params, calls: [program(params, *args) for args in calls]), [self.params, calls]
+    part = lambda i: jax.tree.map(lambda x: x[i : i + count], whole)
+    calls = [[self.params, *part(i)] for i in range(0, work.prompts, count)]
+    return jax.jit(sample).lower(*calls[0]).compile(), calls
 
   def logps(self):
     """sum_BxG of the completions' log-probs."""
@@ -130,14 +133,14 @@ class Worker:
 
   def run(self, name: str) -> float:
     """Seconds."""
-    program, args = self.programs[name]
+    program, calls = self.programs[name]
     if name == 'prefill' and 'update' in self.programs:
-      args = [self.programs['update'][1][0].params, *args[1:]]  # those it was built with were donated
+      calls[0][0] = self.programs['update'][1][0][0].params  # those it was built with were donated
     start = time.perf_counter()
-    out = jax.block_until_ready(program(*args))
+    out = jax.block_until_ready([program(*args) for args in calls])
     seconds = time.perf_counter() - start
     if name == 'update':
-      args[0], self.metrics = out
+      calls[0][0], self.metrics = out[0]
     return seconds
 
   def check(self) -> dict:
