@@ -148,7 +148,7 @@ def score(c: Collector, params, batch: Batch, size: int, phase, tick) -> Batch:
   for rows in calls:
     logps = c.score(buckets.lengths(*whole, rows=rows), params, *part(rows))
     scored.append(jax.device_get(tick(logps)))
-  return put_batch(c.mesh, Batch(**{**vars(batch), 'ref_logps_BxGxT': np.concatenate(scored)}))
+  return dataclasses.replace(batch, ref_logps_BxGxT=np.concatenate(scored))
 
 
 def collect(
@@ -179,10 +179,11 @@ def collect(
   selection, batch, metrics = c.select(key_select, group, judgement, train)
   mode = reference.mode(gap)
   if mode == 'sampler':
-    batch = Batch(**{**vars(batch), 'ref_logps_BxGxT': batch.old_logps_BxGxT})
+    batch = dataclasses.replace(batch, ref_logps_BxGxT=batch.old_logps_BxGxT)
   elif mode == 'score':
     batch = score(c, weights[reference.role], batch, reference.chunk, phase, tick)
   metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+  batch = put_batch(c.mesh, batch)  # laid out alike in every mode: the update's programs are compiled once
   return Collected(batch, group, judgement, selection, metrics | {'check/sampler_gap': gap})
 
 
