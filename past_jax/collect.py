@@ -156,7 +156,7 @@ def score(c: Collector, params, batch: Batch, size: int, phase, tick):
   for rows in calls:
     logps = c.score(buckets.lengths(*whole, rows=rows), params, *part(rows))
     scored.append(jax.device_get(tick(logps)))
-  return put_batch(c.mesh, concatenate(scored, len(batch.length_BxG)))
+  return concatenate(scored, len(batch.length_BxG))
 
 
 def attach(c: Collector, weights, batch: Batch, sources, gap: float, phase, tick) -> Batch:
@@ -202,6 +202,7 @@ def collect(
   selection, batch, metrics = c.select(key_select, group, judgement, train)
   batch = attach(c, weights, batch, {'ref_logps_BxGxT': reference, 'old_logps_BxGxT': old}, gap, phase, tick)
   metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+  batch = put_batch(c.mesh, batch)  # laid out alike in every mode: the update's programs are compiled once
   scored_by = None if batch.ref_logps_BxGxT is None else int(lora.fingerprint(weights[reference.role]))
   return Collected(batch, group, judgement, selection, metrics | {'check/sampler_gap': gap}, scored_by)
 

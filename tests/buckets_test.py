@@ -4,7 +4,6 @@ import json
 
 import jax
 import numpy as np
-import pytest
 
 from past_jax.buckets import Bucketed, cut, cut_batch, cut_prompts, lengths, size
 from past_jax.collect import collector
@@ -86,30 +85,20 @@ FLAGS = {
 
 
 def test_texts_of_very_different_lengths_compile_nothing_more(tmp_path, monkeypatch):
-  """And the run is that without buckets."""
   texts = [{'text': 'The lamp is green. ' * n, 'ask': 'Which lamp? ' * n} for n in (1, 1, 2, 4)]
   (tmp_path / 'rows.jsonl').write_text('\n'.join(json.dumps(row) for row in texts))
-  real, used = Bucketed.__call__, []
+  real, used = Bucketed.__call__, set()
 
   def spy(program, needed, *args):
-    used.append(next(s for s in program.shares if all(n <= size(full, s) for n, full in needed)))
+    used.add(next(share for share in program.shares if all(n <= size(full, share) for n, full in needed)))
     return real(program, needed, *args)
 
   monkeypatch.setattr(Bucketed, '__call__', spy)
-  found = {}
-  for name, buckets in {'whole': (1.0,), 'cut': SHARES}.items():
-    flags = FLAGS | {'data.source': tmp_path / 'rows.jsonl', 'study.buckets': buckets}
-    argv = [f'--config.{key}={value}' for key, value in flags.items()]
-    used.clear()
-    assert (
-      main(['study', '--config=configs/past.py:size=tiny,judge=random', f'--workdir={tmp_path}/{name}', *argv]) == 0
-    )
-    found[name] = rows(tmp_path / name / 'metrics.jsonl'), set(used)
-    timing = json.loads((tmp_path / name / 'timing.json').read_text())
-    assert timing['compile_count_after_first_round'] == 0 and timing['compile'] > 0
-  assert found['whole'][1] == {1.0} and found['cut'][1] == set(SHARES)
-  steps = found['cut'][0]
+  flags = FLAGS | {'data.source': tmp_path / 'rows.jsonl', 'study.buckets': (0.5, 1.0)}
+  argv = ['--config=configs/past.py:size=tiny,judge=random', f'--workdir={tmp_path}/run']
+  assert main(['study', *argv, *(f'--config.{key}={value}' for key, value in flags.items())]) == 0
+  assert used == {0.5, 1.0}
+  timing = json.loads((tmp_path / 'run' / 'timing.json').read_text())
+  assert timing['compile_count_after_first_round'] == 0 and timing['compile'] > 0
+  steps = rows(tmp_path / 'run' / 'metrics.jsonl')
   assert len(steps) == 16 and len({row['perf/compile_count'] for row in steps}) == 1
-  for a, b in zip(found['whole'][0], steps, strict=True):
-    for name in ('loss', 'group/dpo/loss', 'text/loss', 'grad_norm', 'logps/chosen', 'num_tokens'):
-      assert b[name] == pytest.approx(a[name], rel=1e-3, abs=1e-4), (a['step'], name)

@@ -11,6 +11,7 @@ import pytest
 
 from past_jax import logps, losses, update
 from past_jax import mesh as mesh_lib
+from past_jax.buckets import cut_batch
 from past_jax.models import RULES
 from past_jax.types import Batch, Policy, Prompts, Selection
 
@@ -144,6 +145,21 @@ def test_what_is_trained_may_be_a_part_of_the_model(batches, whole):
   metrics, grads = stepped(made(BAG, whole=join, micro=2), {'mix': WORDS['mix']}, batches, {'base': WORDS})
   norms = {name: metrics[name] for name in ('param_norm', 'grad_norm')}  # of what is trained
   assert_close((metrics, grads), (whole[0] | norms, {'mix': whole[1]['mix']}))
+
+
+def test_a_batch_cut_to_its_bucket_is_the_same_step(batches):
+  """Room for three times the lengths, and what is left of it in the smallest bucket; members and weights stay."""
+
+  def wide(batch):
+    more = lambda x: None if x is None else np.pad(x, ((0, 0), (0, 0), (0, 18)), constant_values=7)
+    prompts = Prompts(np.pad(batch.prompts.ids_BxP, ((0, 0), (16, 0)), constant_values=7), batch.prompts.length_B)
+    ref = more(batch.ref_logps_BxGxT)
+    return dataclasses.replace(batch, prompts=prompts, ids_BxGxT=more(batch.ids_BxGxT), ref_logps_BxGxT=ref)
+
+  roomy = {term: wide(batch) for term, batch in batches.items()}
+  short = {term: cut_batch(batch, 0.25) for term, batch in roomy.items()}
+  assert (short['group'].prompts.ids_BxP.shape[1], short['group'].ids_BxGxT.shape[2]) == (8, 8)
+  assert_close(stepped(made(BAG), WORDS, short), stepped(made(BAG), WORDS, roomy))
 
 
 def test_parts_move_nothing_between_devices_but_sums(batches, whole):
