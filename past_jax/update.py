@@ -188,7 +188,7 @@ def gradient(
     # What a loss needs of the frozen roles it gets through the batch.
     outputs, pulls = {}, {}
     for term, (_, loss) in losses.items():
-      options = dict(statistics=getattr(loss, 'statistics', ()), chunk=chunk)
+      options = dict(statistics=loss.statistics, chunk=chunk)
       score = lambda trained, rows, options=options: group_outputs(policy, whole(weights, trained), *rows, **options)
       rows = (batches[term].prompts, batches[term].ids_BxGxT, batches[term].length_BxG)
       outputs[term], pulls[term] = forward(score, state.params, rows, micro)
