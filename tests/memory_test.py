@@ -37,7 +37,7 @@ def batch_of(B=B, G=G, P=P, T=T):
 
 
 def step_of(policy, **options):
-  terms = {'group': (1.0, losses.add([(1.0, 'dpo', losses.dpo()), (1.0, 'nll', losses.nll())]))}
+  terms = {'group': (1.0, losses.add([(1.0, 'dpo', losses.pairs.dpo()), (1.0, 'nll', losses.nll())]))}
   optimizer, rate = update.adamw(learning_rate=1e-3), optax.constant_schedule(1e-3)
   return update.gradient(policy=policy, losses=terms, optimizer=optimizer, learning_rate=rate, **options)
 

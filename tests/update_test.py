@@ -13,7 +13,7 @@ from past_jax import logps, losses, update
 from past_jax import mesh as mesh_lib
 from past_jax.buckets import cut_batch
 from past_jax.models import RULES
-from past_jax.types import Batch, Policy, Prompts, Selection
+from past_jax.types import Batch, Loss, Policy, Prompts, Selection
 
 RATE = optax.constant_schedule(1e-2)
 
@@ -51,15 +51,18 @@ def sorted_ratios(outputs, batch):
 
 def doubtful(outputs, batch):
   """DPO against itself, and two statistics of all tokens under a root."""
-  entropy, squares = (outputs[f'{name}_BxGxT'].sum() for name in doubtful.statistics)
-  loss, metrics = losses.dpo()(outputs, batch)
+  entropy, squares = (outputs[f'{name}_BxGxT'].sum() for name in STATISTICS)
+  loss, metrics = losses.pairs.dpo()(outputs, batch)
   return loss + jnp.sqrt(entropy) + 0.1 * jnp.sqrt(-squares), metrics | {'entropy': entropy, 'squares': squares}
 
 
-doubtful.statistics = ('entropy', 'log_sum_sq')
+STATISTICS = ('entropy', 'log_sum_sq')
 LOSSES = {
-  'group': (1.0, losses.add([(1.0, 'dpo', losses.dpo()), (0.5, 'nll', losses.nll()), (2.0, 'sorted', sorted_ratios)])),
-  'own': (0.3, doubtful),
+  'group': (
+    1.0,
+    losses.add([(1.0, 'dpo', losses.pairs.dpo()), (0.5, 'nll', losses.nll()), (2.0, 'sorted', Loss(sorted_ratios))]),
+  ),
+  'own': (0.3, Loss(doubtful, statistics=STATISTICS)),
   'text': (0.7, losses.nll()),
 }
 
@@ -78,7 +81,7 @@ def bag_of_words():
   rng = np.random.default_rng(0)
   params = {'embed': rng.normal(size=(256, 6)).astype(np.float32), 'mix': rng.normal(size=(6, 6)).astype(np.float32)}
   head = lambda params, hidden: hidden @ params['embed'].T
-  return Policy(None, None, group, head, None, None, None), params
+  return Policy(None, None, group, head, *[None] * 4), params
 
 
 def made(policy, terms=LOSSES, **options):
@@ -134,7 +137,7 @@ def test_the_gradient_is_that_of_the_plain_objective(batches, whole):
 
 
 def test_a_reference_of_none_stays_exact_in_parts(batches):
-  metrics, grads = stepped(made(BAG, {'own': (1.0, losses.dpo())}, micro=2), WORDS, batches)
+  metrics, grads = stepped(made(BAG, {'own': (1.0, losses.pairs.dpo())}, micro=2), WORDS, batches)
   assert metrics['own/loss'] == np.float32(np.log(2)) and metrics['own/rewards/margins'] == 0
   assert max(np.abs(x).max() for x in jax.tree.leaves(grads)) > 0
 
@@ -165,7 +168,7 @@ def test_a_batch_cut_to_its_bucket_is_the_same_step(batches):
 def test_parts_move_nothing_between_devices_but_sums(batches, whole):
   mesh = mesh_lib.make({'data': 4, 'fsdp': 1, 'tensor': 1})
   with jax.set_mesh(mesh):
-    update_ = made(BAG, {'own': (1.0, losses.dpo())}, micro=4)
+    update_ = made(BAG, {'own': (1.0, losses.pairs.dpo())}, micro=4)
     args = update_.init(WORDS), {}, mesh_lib.put_batch(mesh, {'own': batches['own']})
     text = jax.jit(update_.step).lower(*args).compile().as_text()
   found = set(re.findall(r' (all-[a-z]+|collective-[a-z]+|reduce-scatter)(?:-start)?\(', text))
