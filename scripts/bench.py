@@ -165,9 +165,10 @@ def agreement(ours: dict, peer: dict) -> dict:
     out['logps_nats'] = max(abs(a - b) for a, b in zip(ours['logps'], peer['logps'], strict=True))
   if 'grad_norm' in ours and 'grad_norm' in peer:
     out['grad_norm_relative'] = abs(peer['grad_norm'] / ours['grad_norm'] - 1)
-  if 'greedy' in ours and 'greedy' in peer:
-    same = [a == b for x, y in zip(ours['greedy'], peer['greedy'], strict=True) for a, b in zip(x, y, strict=True)]
-    out['greedy_tokens_equal'] = sum(same) / len(same)
+  for name in ('greedy', 'sampled'):
+    if name in ours and name in peer:
+      same = [a == b for x, y in zip(ours[name], peer[name], strict=True) for a, b in zip(x, y, strict=True)]
+      out[f'{name}_tokens_equal'] = sum(same) / len(same)
   return out
 
 
@@ -198,13 +199,14 @@ def times(args, work: Work) -> dict:
       seconds['prefill'].append(ours.call('run', name='prefill'))
       rate = max(rate, ours.call('matmul'))
       CONSOLE.print(f'pair {pair + 1}: ' + ', '.join(f'{name} {s[-1]:.3f} s' for name, s in seconds.items()))
+    flops = {name: ours.call('flops', what=name) for name in (ours_program, 'prefill')}
     peaks = {'ours': ours.call('peak'), 'peer': peer.call('peak')}
     same = agreement(ours.call('check'), peer.call('check'))
   out = {}
   for key, name in peer_programs.items():
     out[key], out[f'{key}_range'] = ratios(seconds[name], seconds['ours'])
   ours_s, peer_s = (statistics.median(seconds[name]) for name in ('ours', peer_programs['ratio']))
-  tokens, flops, prefill_s = int(work.limits().sum()), facts['flops'], statistics.median(seconds['prefill'])
+  tokens, prefill_s = int(work.limits().sum()), statistics.median(seconds['prefill'])
   out |= {'ours_s': ours_s, 'peer_s': peer_s}
   if 'ratio_step' in peer_programs:
     out['peer_step_s'] = statistics.median(seconds[peer_programs['ratio_step']])
@@ -222,7 +224,7 @@ def times(args, work: Work) -> dict:
     'peak_mib': peaks,
     'agreement': same,
     'seconds': seconds,
-    'facts': {'ours': facts['versions'] | {'device': facts['device']}, 'peer': peer_facts},
+    'facts': {'ours': facts, 'peer': peer_facts},
   }
 
 
@@ -250,7 +252,6 @@ def memory(args, work: Work) -> dict:
   for key, name in peer_programs.items():
     out[key], out[f'{key}_range'] = ratios(found[name], found['ours'])
   middle = {name: statistics.median(peaks) for name, peaks in found.items()}
-  facts['ours'].pop('flops')
   return out | {
     'peak_mib': {'ours': middle.pop('ours'), 'peer': middle[peer_programs['ratio']], 'programs': middle},
     'facts': {'ours': facts['ours'], 'peer': facts[args.against]},

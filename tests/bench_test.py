@@ -154,7 +154,8 @@ def test_workers_measure_the_same_work_on_both_sides(command, tmp_path, monkeypa
   else:
     assert 0 < found['matmul_fraction'] < 1 and 0 < found['prefill']['matmul_fraction'] < 1
     assert found['flops'] == flops(command, TINY_COST, work(prompt=16, completion=8))
-    same = {'logps_nats': 0, 'grad_norm_relative': 0} if command == 'update' else {'greedy_tokens_equal': 1}
+    equal = {'greedy_tokens_equal': 1, 'sampled_tokens_equal': 1}
+    same = {'logps_nats': 0, 'grad_norm_relative': 0} if command == 'update' else equal
     assert found['agreement'] == same
 
 

@@ -25,6 +25,8 @@ class Ours:
   """
 
   def __init__(self, work: Work):
+    if heap.cpu_only():
+      heap.keep()  # as `past` does before JAX's first use
     self.work = work
     self.model = models.load(work.model)
     self.params = self.model.read(mesh.make({'data': 1, 'fsdp': 1, 'tensor': 1}))
@@ -81,6 +83,10 @@ class Ours:
     calls = [[self.params, *part(i)] for i in range(0, work.prompts, count)]
     return jax.jit(sample).lower(*calls[0]).compile(), calls
 
+  def calls(self):
+    """The sampler without refilling slots: as many prompts per call as fill them, each until its longest row."""
+    return self.sample(self.work.slots // self.work.group)
+
   def logps(self):
     """sum_BxG of the completions' log-probs."""
     rows = self.prompts, self.ids_BxGxT, self.length_BxG
@@ -106,30 +112,26 @@ class Worker:
       export: write the model's weights to this directory for peers, unless it exists.
     """
     ours = self.ours = Ours(Work(**work))
-    c = ours.model.config
-    shape = {name: getattr(c, name) for name in ('width', 'heads', 'kv_heads', 'head_dim', 'ffn', 'gated', 'layers')}
-    facts = {
-      'versions': {'jax': jax.__version__},
-      'device': jax_side.device(),
-      'flops': {what: flops(what, cost(**shape, vocab=c.vocab), ours.work) for what in ('update', 'prefill', 'sample')},
-    }
     if export and not Path(export).is_dir():
-      weights.write(export, jax.tree.map(np.asarray, ours.params), c, ours.model.tokenizer)
+      weights.write(export, jax.tree.map(np.asarray, ours.params), ours.model.config, ours.model.tokenizer)
     self.checks, self.products = {}, {}
     if check and 'update' in programs:
       self.checks['logps'] = np.asarray(ours.logps()).ravel().tolist()
     if check and 'sample' in programs:
       self.checks['greedy'] = np.asarray(ours.greedy()).tolist()
-    make = {'calls': lambda: ours.sample(ours.work.slots // ours.work.group)}
-    self.programs = {}
-    for name in sorted(programs, key='update'.__eq__):  # the update last: it takes the parameters
-      self.programs[name] = make.get(name, getattr(ours, name, None))()
+    # The update last: it takes the parameters.
+    self.programs = {name: getattr(ours, name)() for name in sorted(programs, key='update'.__eq__)}
     for name in programs:
       for i in range(2):
         self.run(name)
         if check and name == 'update' and i == 0:
           self.checks['grad_norm'] = float(self.metrics['grad_norm'])
-    return facts
+    return {'versions': {'jax': jax.__version__}, 'device': jax_side.device()}
+
+  def flops(self, what: str) -> int:
+    c = self.ours.model.config
+    shape = {name: getattr(c, name) for name in ('width', 'heads', 'kv_heads', 'head_dim', 'ffn', 'gated', 'layers')}
+    return flops(what, cost(**shape, vocab=c.vocab), self.ours.work)
 
   def run(self, name: str) -> float:
     """Seconds."""
@@ -141,6 +143,9 @@ class Worker:
     seconds = time.perf_counter() - start
     if name == 'update':
       calls[0][0], self.metrics = out[0]
+    elif name != 'prefill':
+      ids_BxGxT = np.concatenate([group.ids_BxGxT for group in out])
+      self.checks['sampled'] = ids_BxGxT.reshape(-1, self.ours.work.completion).tolist()
     return seconds
 
   def check(self) -> dict:
@@ -165,6 +170,4 @@ class Worker:
 
 
 if __name__ == '__main__':
-  if heap.cpu_only():
-    heap.keep()  # as `past` does
   serve(Worker())
