@@ -133,11 +133,10 @@ def refill(row_R, slots, left_BxG, table):
   hit_SxG = left_SxG & (jnp.cumsum(left_SxG, axis=1) - 1 == nth_S[:, None]) & free_S[:, None]
   takes = hit_SxG.any(axis=1).reshape(R, C)
   member = jnp.where(takes, jnp.argmax(hit_SxG, axis=1).reshape(R, C), slots['member'])
-  new = {'member': member, 'age': jnp.zeros_like(member), 'live': takes | slots['live']}
+  new = {'member': member, 'age': jnp.zeros_like(member), 'live': takes}
   new |= {name: x[row_R[:, None], member] for name, x in table.items()}
-  slots = {name: jnp.where(takes, new[name], old) for name, old in slots.items()}
   begun = jnp.zeros_like(left_BxG, jnp.int32).at[row_S].max(hit_SxG.astype(jnp.int32))
-  return slots | {'live': new['live']}, left_BxG & (begun == 0)
+  return {name: jnp.where(takes, new[name], old) for name, old in slots.items()}, left_BxG & (begun == 0)
 
 
 def record(out, row_R, slots, values):
@@ -204,7 +203,7 @@ def sample(
     """The next token of every slot."""
     slots = state['slots']
     hidden, cache = policy.decode(params, prompt_cache, state['cache'], slots['token'], slots['age'])
-    slots |= {'age': slots['age'] + slots['live']}
+    slots = slots | {'age': slots['age'] + slots['live']}  # of ended ones no further: positions end with T
     keys = fold(slots['key'], slots['age'])
     drawn = jax.tree.map(lambda x: x[..., 0], draw(policy.head(params, hidden), keys[..., None], *filters))
     out = per_shard(record)(state['out'], state['row'], slots, drawn)
