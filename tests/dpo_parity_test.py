@@ -14,7 +14,6 @@ What had to be set for that, and what TRL does otherwise by default:
 - boundary: TRL tokenizes prompt + completion as one text; past_jax joins ids. The same for this tokenizer, of bytes.
 """
 
-import importlib.util
 import json
 
 import numpy as np
@@ -27,7 +26,6 @@ from past_jax.text import byte_tokenizer
 pytestmark = [
   pytest.mark.slow,
   pytest.mark.filterwarnings('ignore:.*gradient_checkpointing.* is deprecated:FutureWarning'),  # TRL's use of them
-  pytest.mark.skipif(importlib.util.find_spec('trl') is None, reason='needs trl: pip install "past-jax[test]"'),
 ]
 ROWS, BATCH, BETA = 40, 2, 0.1
 OPTIMIZER = dict(lr=1e-3, b1=0.9, b2=0.98, eps=1e-6, clip=1.0)
