@@ -183,14 +183,17 @@ class Loop:
   def policy(self):
     return self.run.whole(self.frozen(), self.state.params)
 
+  def placed(self, stage: Stage, parked):
+    """What waits in host memory, on the devices."""
+    return jax.device_put(parked, jax.tree.map(lambda x: x.sharding, self.abstract_state(stage).params))
+
   def weights(self, stage: Stage) -> dict:
     """The roles that the stage's collecting reads, on the devices."""
-    placed = jax.tree.map(lambda x: x.sharding, self.abstract_state(stage).params)
     roles, frozen = {'policy': self.policy()}, self.frozen()
     if stage.refreshes:
-      roles['ref'] = self.run.whole(frozen, jax.device_put(self.ref, placed))
+      roles['ref'] = self.run.whole(frozen, self.placed(stage, self.ref))
     if stage.reads_base:
-      roles['base'] = frozen['base'] if frozen else jax.device_put(self.base, placed)
+      roles['base'] = frozen['base'] if frozen else self.placed(stage, self.base)
     return roles
 
   def collect(self, stage: Stage, examples, rendered, plan) -> Collected:
@@ -238,7 +241,8 @@ class Loop:
     first = self.ref is None
     refreshed = stage.refreshes and c.update == 0 and (first or 'ref' in plan.refresh)
     if refreshed:
-      self.ref = parked(self.state.params if first else mixed(self.state.params, self.ref, stage.rate))
+      before = self.state.params if first else self.placed(stage, self.ref)
+      self.ref = parked(self.state.params if stage.rate == 1 else mixed(self.state.params, before, stage.rate))
     # Whether the reference is, as this round begins, the policy itself; only then can the first update be checked.
     self.anchored = {'policy': True, 'ref': refreshed and (first or stage.rate == 1), 'base': c.step == 0}
     if stage.collector and c.update == 0:
@@ -434,11 +438,9 @@ def parked(tree):
 
 @functools.partial(jax.jit, static_argnames='rate')
 def mixed(params, ref, rate: float):
-  """rate * params + (1 - rate) * ref, in float32: TR-DPO's soft update, arXiv 2404.09656. At rate 1 a copy."""
+  """rate * params + (1 - rate) * ref, in float32: TR-DPO's soft update, arXiv 2404.09656."""
 
   def one(new, old):
-    if rate == 1:
-      return jnp.copy(new)
     old_, new_ = old.astype(jnp.float32), new.astype(jnp.float32)
     return (old_ + rate * (new_ - old_)).astype(old.dtype)  # exact where both are the same
 

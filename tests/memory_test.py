@@ -131,7 +131,7 @@ def test_memory_falls_with_what_layers_keep():
     compiled = jax.jit(jax.grad(total)).lower(params).compile()
     size[remat], grads[remat] = compiled.memory_analysis().temp_size_in_bytes / 2**20, compiled(params)
   print(f'MiB: {size}')
-  assert size['dots'] < 0.6 * size['none'] and size['layer'] < 0.7 * size['dots']
+  assert size['dots'] < 0.8 * size['none'] and size['layer'] < 0.7 * size['dots']
   for remat in ('dots', 'layer'):
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
     jax.tree.map(close, grads[remat], grads['none'])

@@ -15,6 +15,7 @@ import unicodedata
 
 import jax
 import numpy as np
+import optax
 import pytest
 import tokenizers
 import transformers
@@ -797,7 +798,8 @@ def test_p24_the_end_token_is_not_learnt_from_what_fills_the_arrays(pairs, polic
   def loss_and_slope(ids, length):
     """And the derivative along the parameters themselves."""
     loss = lambda params: -group_logps(policy, params, prompts, ids, length).sum() / length.sum()
-    return jax.jvp(loss, (params,), (params,))
+    value, grads = jax.value_and_grad(loss)(params)
+    return value, optax.tree.vdot(grads, params)
 
   short, long = (np.array(loss_and_slope(*pack_completions(completions, width)[:2])) for width in (4, 9))
   assert (np.abs(short) > 0.01).all()

@@ -18,6 +18,7 @@ import operator
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from past_jax import mesh as mesh_lib
 from past_jax.models.attention import capped, decode_attention, exact, product, tree_attention
@@ -42,7 +43,7 @@ RULES = (  # parameter path -> mesh axes, leading axis of `layers/` is the layer
 REMAT = {
   'none': lambda block: block,
   'dots': functools.partial(
-    nn.remat, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    nn.remat, prevent_cse=False, policy=jax.checkpoint_policies.save_only_these_names('product')
   ),
   'layer': functools.partial(nn.remat, prevent_cse=False),
 }
@@ -164,7 +165,7 @@ class Linear(nn.Module):
 
     times = lambda x, w, n: matmul(n, self.result or self.dtype, x.astype(self.dtype), w.astype(self.dtype))
 
-    y = times(x, self.param('kernel', init, (*x.shape[-n:], *self.outputs)), n)
+    y = checkpoint_name(times(x, self.param('kernel', init, (*x.shape[-n:], *self.outputs)), n), 'product')
     if self.has_variable('params', 'lora_a'):
       a, b = (self.get_variable('params', name) for name in ('lora_a', 'lora_b'))
       y += times(times(x, a, n), b, 1)
