@@ -1,6 +1,7 @@
 """The update: a batch in parts is the whole batch, statistics of tokens, optimizers, schedules."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -8,12 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small import SMALL, assert_same, random_params
 
 from past_jax import logps, losses, update
 from past_jax import mesh as mesh_lib
 from past_jax.buckets import cut_batch
+from past_jax.checkpoint import Checkpoints
 from past_jax.models import RULES
-from past_jax.types import Batch, Loss, Policy, Prompts, Selection
+from past_jax.models.config import TINY
+from past_jax.models.transformer import INPUT_AXES
+from past_jax.types import Batch, Loss, Policy, Prompts, Selection, TrainState
 
 RATE = optax.constant_schedule(1e-2)
 
@@ -197,7 +202,7 @@ def test_statistics_are_those_of_the_distribution(ragged, chunk):
   prompts, ids, length = ragged
   names = ('entropy', 'log_sum_sq')
   read = lambda params: logps.group_outputs(BAG, params, *ragged, statistics=names, chunk=chunk)
-  found = jax.jit(read)(WORDS)
+  found = jax.device_get(jax.jit(read)(WORDS))
   assert sorted(found) == ['entropy_BxGxT', 'log_sum_sq_BxGxT', 'logps_BxGxT']
   logits = np.asarray(BAG.head(WORDS, BAG.group(WORDS, *ragged)), np.float64)
   for b, g, t in np.ndindex(ids.shape):
@@ -213,3 +218,105 @@ def test_statistics_are_those_of_the_distribution(ragged, chunk):
     logp = jax.nn.log_softmax(BAG.head(params, BAG.group(params, *ragged)))
     entropy, squares = -(jnp.exp(logp) * logp).sum(-1), jnp.log(jnp.exp(2 * logp).sum(-1))
     return jnp.where(mask, entropy + 0.3 * squares, 0).sum()
+
+  total = lambda o: (o['entropy_BxGxT'] + 0.3 * o['log_sum_sq_BxGxT']).sum()
+  grads = jax.jit(jax.grad(lambda params: total(read(params))))(WORDS)
+  for name, wanted in jax.grad(naive)(WORDS).items():
+    np.testing.assert_allclose(grads[name], wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+# --- optimizers ---------------------------------------------------------------------------------------------------
+
+RESOURCES = {'muon': {'input_axes': INPUT_AXES}}
+WIDE = dataclasses.replace(TINY, width=128, ffn=256)  # matrices that adafactor factors
+
+
+def optimizer_of(name, learning_rate=1e-2, **keys):
+  return update.OPTIMIZERS[name](learning_rate=learning_rate, **keys, **RESOURCES.get(name, {}))
+
+
+def one_step(optimizer, state, grads):
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+
+
+@pytest.mark.parametrize('name', update.OPTIMIZERS)
+def test_state_has_a_place_on_a_mesh_and_in_a_checkpoint(name, tmp_path):
+  """Moments lie as their parameters do, eight devices step as one, and a checkpoint brings the state back."""
+  keys = {'momentum': 0.9} if name == 'sgd' else {}
+  optimizer = optimizer_of(name, **keys)
+  params, grads = random_params(WIDE), random_params(WIDE, seed=1)
+  state = TrainState(jnp.int32(0), params, optimizer.init(params))
+  mesh = mesh_lib.make({'data': 2, 'fsdp': 2, 'tensor': 2})
+  placed = mesh_lib.shardings(mesh, state, RULES)
+  specs = {mesh_lib.path_string(path): s.spec for path, s in jax.tree_util.tree_leaves_with_path(placed)}
+  sizes = {mesh_lib.path_string(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(state)}
+  for kernel in ('layers/q/kernel', 'layers/gate/kernel'):
+    moments = [path for path in specs if path.startswith('opt_state/') and path.endswith(kernel)]
+    full = [path for path in moments if sizes[path] == sizes[f'params/{kernel}']]
+    assert moments and all(specs[path] == specs[f'params/{kernel}'] for path in full)
+    factored = name == 'adafactor' and kernel == 'layers/gate/kernel'  # both sides at least 128
+    assert bool(full) != factored and ((2, 128) in [sizes[path] for path in moments]) == factored
+  step = jax.jit(functools.partial(one_step, optimizer), donate_argnums=0, out_shardings=placed)
+  one = jax.jit(functools.partial(one_step, optimizer))(state, grads)
+  spread = jax.device_put(grads, mesh_lib.shardings(mesh, grads, RULES))
+  eight = step(jax.device_put(state, placed), spread)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), eight, one)
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, {'state': eight}, {})
+  abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), eight, placed)
+  assert_same(checkpoints.restore({'state': abstract}).tree['state'], eight)
+
+
+def test_clipping_is_of_the_global_norm():
+  grads = {'a': jnp.array([3.0]), 'b': jnp.array([4.0])}
+  step = lambda clip: (lambda o: o.update(grads, o.init(grads))[0])(optimizer_of('sgd', learning_rate=1.0, clip=clip))
+  for clip, a, b in ((0.0, -3, -4), (10.0, -3, -4), (1.0, -0.6, -0.8)):
+    np.testing.assert_allclose([step(clip)['a'][0], step(clip)['b'][0]], [a, b], rtol=1e-6)
+
+
+def test_first_steps_of_lion_and_adamw_are_signs():
+  params, grads = random_params(SMALL), random_params(SMALL, seed=1)
+  for name in ('adamw', 'lion'):
+    optimizer = optimizer_of(name, weight_decay=0.1, clip=0.0)
+    found, _ = optimizer.update(grads, optimizer.init(params), params)
+    expected = jax.tree.map(lambda g, p: -1e-2 * (np.sign(g) + 0.1 * p), grads, params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+
+
+def test_muon_orthogonalizes_every_layers_matrices():
+  """As inputs x outputs, whatever axes they are kept in: singular values of a step are alike. The rest is Adam's."""
+  params, grads = random_params(SMALL), random_params(SMALL, seed=1)
+  optimizer, adam = optimizer_of('muon', clip=0.0), optimizer_of('adamw', b2=0.99, clip=0.0)
+  found, _ = optimizer.update(grads, optimizer.init(params), params)
+  first, _ = adam.update(grads, adam.init(params), params)
+  inputs_of = {'q': SMALL.width, 'v': SMALL.width, 'o': SMALL.heads * SMALL.head_dim, 'down': SMALL.ffn}
+  for layer, inputs in inputs_of.items():
+    for step, grad in zip(found['layers'][layer]['kernel'], grads['layers'][layer]['kernel']):
+      step, grad = (x.reshape(inputs, -1) for x in (np.asarray(step, np.float64), grad.astype(np.float64)))
+      u, _, v = np.linalg.svd(grad, full_matrices=False)
+      size = 1e-2 * 0.2 * np.sqrt(max(step.shape))  # arXiv 2502.16982, equation 4
+      inner = -u.T @ step @ v.T / size  # the step in the gradient's own singular directions
+      along = np.diag(inner)
+      assert (along > 0.5).all() and (along < 1.3).all(), (layer, along)
+      assert np.abs(inner - np.diag(along)).max() < 1e-3
+  for path in (('embed', 'embedding'), ('layers', 'attention_norm', 'scale')):
+    pick = lambda tree, path=path: np.asarray(functools.reduce(lambda t, k: t[k], path, tree))
+    # Nesterov's form of Adam, whose first step is larger by the same factor everywhere.
+    ratio = pick(found) / pick(first)
+    np.testing.assert_allclose(ratio, ratio.flat[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+  'kind, expected',
+  [
+    ('constant', [0.5, 1, 1, 1, 1, 1]),
+    ('linear', [0.5, 1, 0.8, 0.6, 0.4, 0.2]),
+    ('cosine', [0.5, 1, *(0.2 + 0.8 * (1 + np.cos(np.pi * k / 4)) / 2 for k in (1, 2, 3)), 0.2]),
+  ],
+)
+def test_schedules(kind, expected):
+  rate = update.schedule(lr=2.0, warmup=0.25, total=6, schedule=kind, end=0.2)
+  np.testing.assert_allclose([rate(i) for i in range(6)], 2 * np.array(expected), rtol=1e-6)
+  at_once = update.schedule(lr=2.0, warmup=0.0, total=6, schedule=kind, end=0.2)
+  assert at_once(0) == 2.0
