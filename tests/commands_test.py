@@ -129,8 +129,10 @@ def test_sampled_log_probs_are_those_of_score(past):
   assert [s['tokens'] for s in scored] == [len(c['ids']) for _, c in drawn]
 
 
-@pytest.mark.parametrize('flag', ['--batch=1', '--mesh=-1,1,1', pytest.param('--mesh=2,2,2', marks=pytest.mark.slow)])
-def test_batch_and_mesh_change_no_token(past, flag):
+@pytest.mark.parametrize(
+  'flag', ['--batch=1', '--slots=3', '--mesh=-1,1,1', pytest.param('--mesh=2,2,2', marks=pytest.mark.slow)]
+)
+def test_batch_slots_and_mesh_change_no_token(past, flag):
   sample(past)
   assert sample(past, flag, out='other.jsonl')[0] == 0
   assert ids_of('other.jsonl') == ids_of('out.jsonl')
@@ -440,6 +442,7 @@ def test_bad_flags(past):
     ('model=scratch:tiney',): "'scratch:tiney' is neither a directory nor a model spec. A spec is ",
     ('mesh=2,2',): '--mesh=2,2: give three numbers, such as -1,1,1.',
     ('mesh=64,1,1',): "--mesh = {'data': 64, 'fsdp': 1, 'tensor': 1} needs 64 devices; there are 8.",
+    ('slots=13', 'group=2', 'mesh=1,1,1'): '--slots=13 must be R x C, R rows (at most the 8 prompts of a call',
     ('temprature=1',): 'there is no flag --temprature. Did you mean --temperature?',
     ('group=0',): 'flag --group=0: ',
     ('top_p=0',): 'flag --top_p=0: ',
