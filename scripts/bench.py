@@ -239,7 +239,7 @@ def memory(args, work: Work) -> dict:
   def peak(side: str, program: str) -> float:
     with contextlib.ExitStack() as stack:
       worker = start(stack, side, args.checkout if side == 'self' else '')
-      facts[side] = worker.call('build', work=spec, programs=[program], check=False)
+      facts.setdefault(side, worker.call('build', work=spec, programs=[program], check=False))
       worker.call('run', name=program)
       return worker.call('peak')
 
@@ -289,6 +289,8 @@ def parse(argv):
       out.add_argument(f'--{key}', type=int, default=default, metavar='N')
     out.add_argument('--size', choices=MODELS, default='smollm2', help='the model')
     out.add_argument('--seed', type=int, default=0)
+    out.add_argument('--remat', default='none', help='what a layer of ours keeps: none (all), dots or layer')
+    out.add_argument('--micro', type=int, default=0, metavar='N', help='prompts per micro-batch of our update; 0: all')
     return out
 
   peers = {'update': ('trl', 'tunix', 'self'), 'sample': ('hf', 'tunix', 'self'), 'memory': ('trl', 'tunix', 'self')}
@@ -326,7 +328,8 @@ def main(argv=None):
   args = parse(argv)
   weights = str(cache() / f'{args.size}-weights')
   shape = dict(prompts=args.prompts, prompt=args.prompt, group=args.group, completion=args.completion)
-  work = Work(**shape, model=MODELS[args.size], weights=weights, seed=args.seed, slots=args.slots, skew=args.skew)
+  options = {name: getattr(args, name) for name in ('seed', 'slots', 'remat', 'micro', 'skew')}
+  work = Work(**shape, **options, model=MODELS[args.size], weights=weights)
   if args.command == 'profile':
     return profile(args.what, work, args.most)
   cache().mkdir(parents=True, exist_ok=True)

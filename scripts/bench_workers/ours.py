@@ -28,7 +28,7 @@ class Ours:
     if heap.cpu_only():
       heap.keep()  # as `past` does before JAX's first use
     self.work = work
-    self.model = models.load(work.model)
+    self.model = models.load(work.model, remat=work.remat)
     self.params = self.model.read(mesh.make({'data': 1, 'fsdp': 1, 'tensor': 1}))
     prompt_BxP, ids_BxGxT = work.ids(self.model.config.vocab)
     self.prompts = Prompts(jnp.asarray(prompt_BxP), jnp.full(work.prompts, work.prompt, jnp.int32))
@@ -58,6 +58,7 @@ class Ours:
       losses={'group': (1.0, losses.TABLE['dpo'](beta=BETA))},
       optimizer=update.adamw(learning_rate=LEARNING_RATE),
       learning_rate=lambda step: jnp.float32(LEARNING_RATE),
+      micro=self.work.micro,
     )
     params, self.params = self.params, None  # donated with the state
     args = [step.init(params), {}, {'group': self.batch()}]

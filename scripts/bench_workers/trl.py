@@ -63,7 +63,7 @@ class Worker:
       'attention': self.model.config._attn_implementation,
       'gradient_checkpointing': default,
     }
-    if 'loop' in programs:
+    if check:  # else only memory is asked for, which is that of the default
       facts |= self.faster(default)
     for name in programs:
       self.run(name)

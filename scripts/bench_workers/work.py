@@ -21,6 +21,8 @@ class Work:
   weights: str  # the same model as a Hugging Face directory, for peers
   seed: int = 0
   slots: int = 0  # rows that decode at once; 0: all
+  remat: str = 'none'  # of our model, as in configs
+  micro: int = 0  # prompts per micro-batch of our update; 0: all
   skew: bool = False  # 1/8 of the completions have T tokens and the others T/16
 
   def ids(self, vocab: int):
