@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small import random_params, shapes
+from small import shapes
 
 from past_jax import logps, losses, update
 from past_jax.collect import collector
@@ -121,19 +121,21 @@ def test_the_walk_finds_logits_of_all_tokens(policy):
 
 
 def test_memory_falls_with_what_layers_keep():
-  """`dots` keeps the products with kernels and not attention, `layer` keeps its input; the gradient stays."""
+  """Bounds in units of what the products with kernels alone take: `dots` keeps these, `layer` each layer's input."""
   config, b = dataclasses.replace(TINY, pattern=(0,) * 8), batch_of(B=4, P=32, T=96)
   ids = np.random.default_rng(0).integers(0, 256, b.ids_BxGxT.shape).astype(np.int32)
-  params, grads, size = random_params(config), {}, {}
+  params, grads, size = jax.jit(transformer(config).init)(jax.random.key(0)), {}, {}
   for remat in REMAT:
     policy = transformer(config, remat=remat)
     total = lambda p, policy=policy: logps.group_logps(policy, p, b.prompts, ids, b.length_BxG, chunk=256).mean()
     compiled = jax.jit(jax.grad(total)).lower(params).compile()
-    size[remat], grads[remat] = compiled.memory_analysis().temp_size_in_bytes / 2**20, compiled(params)
-  print(f'MiB: {size}')
-  assert size['dots'] < 0.8 * size['none'] and size['layer'] < 0.7 * size['dots']
+    size[remat], grads[remat] = compiled.memory_analysis().temp_size_in_bytes, compiled(params)
+  q, k, v, o, up, gate, down = 64, 32, 32, 64, 128, 128, 64  # outputs of TINY's products per token
+  products = 8 * 4 * (32 + 2 * 96) * (q + k + v + o + up + gate + down) * 4  # layers, prompts, tokens, outputs, bytes
+  print({remat: n / products for remat, n in size.items()})
+  assert size['none'] < 2.3 * products and size['dots'] < 1.6 * products and size['layer'] < 0.65 * products
   for remat in ('dots', 'layer'):
-    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
     jax.tree.map(close, grads[remat], grads['none'])
 
 
