@@ -14,7 +14,8 @@
 Prompts are strings, or lists of messages that the model's chat template writes; --config.view.chat makes a string the
 user's message. Prompts are cut on the left, completions on the right, each to its own length, and both are counted. One
 minibatch is `batch` pairs, the last of an epoch what is left. Rows with an empty completion, or two that are the same,
-are counted and weigh nothing. --config.data.shuffle=false trains in the data's order.
+are no pairs: they are counted and weigh nothing (kto learns from single ones, so from all that are not empty).
+--config.data.shuffle=false trains in the data's order.
 
 size=tiny: instructions such as 'sort d b a c with commas:', answers of four imperfect responders (data/worlds.py).
 Two CPU cores: half a minute; seed 0, four epochs: the model tells 0.48, 0.87, 0.97, 0.97 of the pairs it is trained on
@@ -26,8 +27,9 @@ from configs import common
 
 
 def get_config(arg=''):
-  a = common.parse_arg(arg, size='smol', loss='dpo', beta=0.0, arm='dpo')
-  beta = {'beta': a.beta or 0.1} if a.beta or a.loss == 'dpo' else {}  # other losses: their own default
+  a = common.parse_arg(arg, size='smol', loss='dpo', beta=-1.0, arm='dpo')
+  beta = {'beta': 0.1} if a.loss == 'dpo' else {}  # other losses: their own default
+  beta = {'beta': a.beta} if a.beta >= 0 else beta
   unpaired = a.loss == 'kto'  # single completions, and others' to tell how far the policy has drifted
   c = common.base(a.size)
   tiny = a.size == 'tiny'
@@ -61,5 +63,5 @@ def get_config(arg=''):
   for name in c.stages:
     c[name] = stage
   if 'sft' in c.stages:
-    c.sft.losses = dict(group=dict(nll=dict(weight=1.0)))
+    c.sft.losses = dict(group=dict(nll=dict(weight=1.0, rows='chosen')))
   return c

@@ -34,7 +34,8 @@ KINDS = {
 TERMS = ('text', 'group', 'replay')
 ROLES = ('policy', 'base', 'ref')
 PAIRWISE = ('best_vs', 'all_pairs')
-SELECTS = {'pairs': PAIRWISE, 'scores': ('everything',), 'group': ('everything',)}  # what a loss needs -> who gives it
+# What a loss needs -> who gives it.
+SELECTS = {'': (), 'pairs': PAIRWISE, 'wins': PAIRWISE, 'scores': ('everything',), 'group': ('everything',)}
 # Parameters that come from the run, not from the config.
 RESOURCES = ('policy', 'tokenizer', 'learning_rate', 'input_axes')
 ADAPTERS = 1 << 31  # the branch of the run's key for new adapters; rounds use those of the stages' numbers
@@ -73,12 +74,12 @@ STAGE_KEYS = {
   **dict.fromkeys(KINDS, Mapping),
   **{'reference': {'role': str, 'max_gap': 0.0, 'rate': 0.0}, 'losses': Mapping, 'replay_batch': 1, 'replay_length': 2},
 }
-# The same for components' keys, where the type of the default does not say it all.
-LEAST = {
+# The same for components' keys, where the type of the default does not say it all; or (least, most).
+BOUNDS = {
   **dict.fromkeys(('group', 'length', 'chunk', 'ngram', 'target_length', 'count'), 1),
-  **{'seed': 0, 'flips': 0.0},
-  **{'prompt_length': 2, 'slots': 0, 'top_k': 0, 'top_p': 0.0, 'min_p': 0.0, 'max_overlap': 0.0},
-  **dict.fromkeys(('lr', 'warmup', 'end', 'eps', 'weight_decay', 'clip', 'b1', 'b2', 'momentum', 'decay'), 0.0),
+  **{'prompt_length': 2, 'seed': 0, 'opponents': 0, 'slots': 0, 'top_k': 0},
+  **dict.fromkeys(('max_overlap', 'lr', 'eps', 'weight_decay', 'clip'), 0.0),
+  **dict.fromkeys(('flips', 'top_p', 'min_p', 'warmup', 'end', 'b1', 'b2', 'momentum', 'decay'), (0.0, 1.0)),
 }
 CHOICES = {
   'model.dtype': ('float32', 'bfloat16'),
@@ -172,12 +173,15 @@ def json_like(value):
 
 
 def wrong_value(value, wanted) -> str:
-  """What `value` should be instead, or ''. `wanted`: a type, or a number: that type and at least it."""
-  kind, least = (wanted, None) if isinstance(wanted, type) else (type(wanted), wanted)
+  """What `value` should be instead, or ''. `wanted`: a type, a number: that type and at least it, or (least, most)."""
+  least, most = wanted if isinstance(wanted, tuple) else (None if isinstance(wanted, type) else wanted, None)
+  kind = wanted if isinstance(wanted, type) else type(least)
   fits = {float: int | float, tuple: tuple | list}.get(kind, kind)
   if not isinstance(value, fits) or (isinstance(value, bool) and kind is not bool):
     return WORDS.get(kind, 'a dict of keys')
-  if least is not None and not (value >= least and value < math.inf):
+  if most is not None and not least <= value <= most:
+    return f'{WORDS[kind]} from {least} to {most}'
+  if least is not None and not least <= value < math.inf:
     return f'{WORDS[kind]} of at least {least}'
   return ''
 
@@ -218,12 +222,12 @@ def component_problems(table: Mapping[str, Callable], config: Mapping, where: st
     out.append(f'{where}: {name!r} does not take {", ".join(strange)}; it takes {", ".join(takes) or "no keys"}.{hint}')
   for key, value in config.items():
     default = takes[key].default if key in takes else None
-    wanted = more.get(key, LEAST.get(key, type(default)))
-    typed = wanted in (int, float, bool) or not isinstance(wanted, type)
+    wanted = more.get(key, BOUNDS.get(key, type(default)))
+    choices = ROLES if key in ('role', 'opponent') else literal(takes[key].annotation) if key in takes else ()
+    typed = wanted in WORDS or not isinstance(wanted, type)
     if typed and (problem := wrong_value(value, wanted)):
       out.append(f'{where}.{key}={value!r} must be {problem}.')
-    choices = ROLES if key == 'role' else literal(takes[key].annotation) if key in takes else ()
-    if choices and value not in choices:
+    elif choices and value not in choices:
       out.append(f'{where}.{key}={value!r}: choose one of {", ".join(choices)}.{nearest(value, choices)}')
   return out
 
@@ -332,7 +336,8 @@ def check(config, devices: int) -> list[str]:
     if 'group' in s.losses and s.generator.name == 'sampler':
       generator = arguments(generators.TABLE, s.generator)
       try:
-        sampler.layout(generator['slots'], s.sample_prompts, generator['group'], ways)
+        for size in (generator['group'], generator['opponents'] or generator['group']):
+          sampler.layout(generator['slots'], s.sample_prompts, size, ways)
       except UserError as error:
         out.append(f'config.{name}.generator.{error}')
   return out
@@ -371,8 +376,8 @@ def stage_problems(config, name: str) -> list[str]:
         out.append(f'{where}: choose from {", ".join(losses.TABLE)}.{nearest(loss, losses.TABLE)}')
       else:
         out += component_problems(losses.TABLE, {'name': loss, **keys}, where, {'weight': 0.0})
-  numbers = all(isinstance(share, int | float) and 0 < share <= 1 for share in s.buckets)
-  if not numbers or tuple(s.buckets) != tuple(sorted(set(s.buckets))) or s.buckets[-1:] != (1,):
+  numbers = bool(s.buckets) and all(isinstance(share, int | float) and 0 < share <= 1 for share in s.buckets)
+  if not numbers or tuple(s.buckets) != tuple(sorted(set(s.buckets))) or s.buckets[-1] != 1:
     out.append(f'{at}.buckets={s.buckets}: give ascending shares of the lengths, the last 1, like (0.25, 0.5, 1.0).')
   if s.trains != 'policy':
     out.append(f"{at}.trains={s.trains!r}: only 'policy' can be trained so far.")
@@ -399,14 +404,20 @@ def stage_problems(config, name: str) -> list[str]:
     }
   except UserError as error:
     return [f'{at}.{error}']
+  scores = 'win' if s.judge.name == 'preference' else arguments(selects.TABLE, s.select).get('score')
   for term, named in terms.items():
     for name, loss in named.items():
-      gives = SELECTS.get(loss.needs, ())
+      gives = SELECTS[loss.needs]
       if loss.needs and term != 'group':
         out.append(f'{at}.losses.{term}.{name} learns from judged completions: only the term group has them.')
       elif loss.needs and s.select.name not in gives:
-        what = 'pairs' if loss.needs == 'pairs' else 'the score of every completion'
+        what = 'pairs' if gives == PAIRWISE else 'the score of every completion'
         out.append(f'{at}.losses.group.{name} needs {what}: not select {s.select.name!r}, but {" or ".join(gives)}.')
+      elif loss.needs == 'wins' and scores != 'win':
+        out.append(
+          f"{at}.losses.group.{name} learns probabilities of winning: set {at}.select to best_vs with score='win', "
+          "or take the judge 'preference'."
+        )
   for count in sorted({plan.prompts for plan in plans}):
     for key in ('batch', 'sample_prompts'):
       if count % s[key]:
@@ -420,9 +431,19 @@ def stage_problems(config, name: str) -> list[str]:
   if 'group' not in s.losses:
     return out
 
-  given = s.generator.name == 'given'
+  given, generator = s.generator.name == 'given', arguments(generators.TABLE, s.generator)
   size_key = 'config.view.anchors' if given else f'{at}.generator.group'
-  size = config.view.anchors if given else arguments(generators.TABLE, s.generator)['group']
+  size = config.view.anchors if given else generator['group'] + generator['opponents']
+  sources = () if given else (0, 1) if generator['opponents'] else (0,)
+  for name, loss in terms['group'].items():
+    if lacking := set(loss.sources) - set(sources):
+      how = f'set {at}.generator.opponents' if lacking == {1} else f"take {at}.generator 'sampler'"
+      out.append(f'{at}.losses.group.{name} learns from members of source {min(lacking)}, and there are none: {how}.')
+  if s.reference.rate < 1 and not (s.reference.role == 'ref' and any(plan.refresh for plan in plans)):
+    out.append(
+      f"{at}.reference.rate={s.reference.rate} moves the role 'ref' when it is refreshed: set {at}.reference.role="
+      f"'ref' and {at}.curriculum.refresh=('ref',)."
+    )
   if any(plan.anchor_source == 'self' for plan in plans):
     out.append(f"{at}.curriculum.anchor_source='self' is not built yet: choose 'none' or 'given'.")
   if not given and any(plan.anchor_source == 'given' for plan in plans):
@@ -587,8 +608,11 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int)
       prompts_per_call=s.sample_prompts,
       shares=tuple(s.buckets),
     )
-    sampled_by = '' if s.generator.name == 'given' else arguments(generators.TABLE, s.generator)['role']
-    roles |= {sampled_by, arguments(judges.TABLE, s.judge).get('role', 'policy')}
+    generator = arguments(generators.TABLE, s.generator)
+    samplers = [generator['role']] if 'role' in generator else []
+    samplers += [generator['opponent']] if samplers and generator['opponents'] else []
+    sampled_by = samplers[0] if len(samplers) == 1 else ''
+    roles |= {*samplers, arguments(judges.TABLE, s.judge).get('role', 'policy')}
     roles |= {s.reference.role} if group.reference else set()
     reference = Reference(
       needed=group.reference,

@@ -217,7 +217,7 @@ class Reference(NamedTuple):
 
   needed: bool  # some loss reads them
   role: str  # the role whose log-probs are the reference; `policy`: the policy at the start of the round
-  sampled_by: str  # '': all completions are given
+  sampled_by: str  # '': no one role: completions are given, or some are of another role
   one_update: bool
   same_view: bool  # completions are trained in the view they were sampled in, and all are the policy's own samples
   max_gap: float

@@ -15,6 +15,8 @@ def sampler(
   tokenizer,
   role: str = 'policy',
   group: int = 4,
+  opponent: str = 'base',
+  opponents: int = 0,
   length: int = 64,
   top_k: int = 0,
   top_p: float = 1.0,
@@ -25,20 +27,28 @@ def sampler(
   """`group` samples of up to `length` tokens from the model of `role`.
 
   Args:
+    opponents: as many members more from the model of the role `opponent`, of source 1: XPO, Nash-MD.
     stop: texts of one token each that end a completion besides the tokenizer's own end tokens, e.g. a newline.
     slots: completions decoded at a time; one that ends makes room for the next. 0: all. Changes no token.
+
+  Raises:
+    UserError: a stop text of several tokens.
   """
   ids = list(tokenizer.stop_ids)
   for text in stop:
     if len(encoded := tokenizer.encode(text)) != 1:
       raise UserError(f'generator.stop: {text!r} is {len(encoded)} tokens; a stop text is exactly one token.')
     ids += encoded
+  options = dict(length=length, top_k=top_k, top_p=top_p, min_p=min_p, slots=slots)
 
-  def generate(weights, keys_B, prompts, temperature) -> Group:
-    options = dict(group=group, length=length, top_k=top_k, top_p=top_p, min_p=min_p, slots=slots)
-    return sampler_lib.sample(policy, weights[role], keys_B, prompts, temperature, jnp.array(ids), **options)
+  def of(role: str, group: int) -> Generator:
+    def generate(weights, keys_B, prompts, temperature) -> Group:
+      stops = jnp.array(ids)
+      return sampler_lib.sample(policy, weights[role], keys_B, prompts, temperature, stops, group=group, **options)
 
-  return generate
+    return generate
+
+  return mixture([of(role, group), of(opponent, opponents)]) if opponents else of(role, group)
 
 
 def given(mismatched: bool = False) -> Generator:
@@ -48,8 +58,9 @@ def given(mismatched: bool = False) -> Generator:
   scores them: once, in the update's shapes. All count as finished; what rendering cut, it has counted.
 
   Args:
-    mismatched: as many members more, the completions of the prompt before in the same call; source -2. No update learns
-      from them; KTO reads the policy's drift off them (arXiv 2402.01306, section 3.3).
+    mismatched: as many members more, the completions of the prompt before in the same call; source -2, absent where
+      that prompt is the same. No update learns from them; KTO reads the policy's drift off them (arXiv 2402.01306,
+      section 3.3).
 
   Raises:
     UserError: `mismatched` with a single prompt in a call, whose completions are its own.
@@ -62,7 +73,10 @@ def given(mismatched: bool = False) -> Generator:
     if mismatched:
       if len(length) == 1:
         raise UserError('generator.mismatched takes the completions of another prompt: sample_prompts must be above 1.')
-      ids, length = (jnp.concatenate([x, jnp.roll(x, 1, axis=0)], axis=1) for x in (ids, length))
+      before = lambda x: jnp.roll(x, 1, axis=0)
+      same = (prompts.ids_BxP == before(prompts.ids_BxP)).all(1) & (prompts.length_B == before(prompts.length_B))
+      others = jnp.where(same[:, None], 0, before(length))
+      ids, length = jnp.concatenate([ids, before(ids)], axis=1), jnp.concatenate([length, others], axis=1)
       source = jnp.concatenate([source, source - 1], axis=1)
     return Group(prompts, ids, length, length > 0, None, None, source)
 
@@ -99,4 +113,4 @@ def mixture(parts: Sequence[Generator]) -> Generator:
   return generate
 
 
-TABLE = {'sampler': sampler, 'given': given}  # `mixture` joins generators; a config cannot name one yet
+TABLE = {'sampler': sampler, 'given': given}

@@ -5,7 +5,7 @@ import importlib.metadata
 import importlib.util
 import os
 
-MMAP_THRESHOLD, TRIM_THRESHOLD, ARENA_MAX = -3, -1, -8  # of mallopt(3)
+TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8  # of mallopt(3)
 MOST = 2**31 - 1
 
 
@@ -25,4 +25,4 @@ def keep() -> bool:
     mallopt = ctypes.CDLL('libc.so.6').mallopt
   except (OSError, AttributeError):
     return False
-  return all(mallopt(*pair) for pair in ((MMAP_THRESHOLD, MOST), (TRIM_THRESHOLD, MOST), (ARENA_MAX, 1)))
+  return all(mallopt(*pair) for pair in ((MMAP_MAX, 0), (TRIM_THRESHOLD, MOST), (ARENA_MAX, 1)))

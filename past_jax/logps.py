@@ -42,8 +42,8 @@ def group_outputs(
   """
   B, G, T = ids_BxGxT.shape
   hidden = policy.group(params, prompts, ids_BxGxT, length_BxG)
-  width = max(1, min(T, chunk // (B * G)))
-  slices = -(-T // width)
+  slices = -(-T // max(1, chunk // (B * G)))
+  width = -(-T // slices)  # of equal slices, so that least is padded
   pad = slices * width - T
   hidden = jnp.pad(hidden, ((0, 0), (0, 0), (0, pad), (0, 0)))
   ids = jnp.pad(ids_BxGxT, ((0, 0), (0, 0), (0, pad)))

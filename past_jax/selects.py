@@ -34,15 +34,6 @@ def identical(group: Group, i_BxJ, j_BxJ):
   return (length == pick(group.length_BxG, j_BxJ)) & (beyond | (rows(i_BxJ) == rows(j_BxJ))).all(-1)
 
 
-def win_rate(wins_BxGxG):
-  """score_BxG: mean probability of beating another member. NaN entries are pairs not judged; NaN if none was."""
-  G = wins_BxGxG.shape[1]
-  judged = jnp.isfinite(wins_BxGxG) & ~jnp.eye(G, dtype=bool)[None]
-  count = judged.sum(-1)
-  mean = jnp.where(judged, wins_BxGxG, 0.0).sum(-1) / jnp.maximum(count, 1)
-  return jnp.where(count > 0, mean, jnp.nan)
-
-
 def _best(value_BxG, banned_BxG):
   """int32_Bx1: where the value is largest, `banned` members out of the question."""
   return jnp.argmax(jnp.where(banned_BxG, -jnp.inf, value_BxG), axis=1, keepdims=True).astype(jnp.int32)

@@ -184,8 +184,10 @@ class Loss:
   statistics: tuple[str, ...] = ()  # per token, beside logps: log_sum_sq (log sum_v p(v)^2), entropy (nats)
   reference: bool = True  # reads `ref_logps`; if no loss does, none are computed
   old: bool = False  # reads `old_logps`, those of the policy that sampled
-  # `pairs`; `scores` of every member; `group`: the same, of several; '': any row will do, raw texts included
+  # `pairs`; `wins`: the same, scored by the probability of winning; `scores` of every member; `group`: the same, of
+  # several; '': any row will do, raw texts included
   needs: str = ''
+  sources: tuple[int, ...] = ()  # it learns from members of these, and from nothing where there are none
   # Metric -> (what it is where the policy is the reference, by how much it moves at most if every completion's
   # log-ratio is off by up to a nat). The self-test of a run.
   at_reference: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)

@@ -27,7 +27,7 @@ def schedule(
 ) -> optax.Schedule:
   """Linear warm-up over the share `warmup` of `total` updates, then by `schedule` to `end` * lr; `constant` stays."""
   rise = max(1, round(warmup * total))
-  steps = max(total - rise, 1)
+  steps = total - rise + 1  # `end` would come after the last update: at end=0 no update has rate 0
   after = {
     'cosine': optax.cosine_decay_schedule(lr, steps, end),
     'linear': optax.linear_schedule(lr, lr * end, steps),
@@ -52,7 +52,12 @@ def adafactor(*, learning_rate, decay=0.8, weight_decay=0.0, clip=1.0) -> optax.
   Second moments of a matrix, whose sides are 128 or more, are kept as sums of its rows and columns. The layers are
   stacked, so sizes of parameters and of updates are those of all layers of a kind.
   """
-  return clipped(clip, optax.adafactor(learning_rate, decay_rate=decay, weight_decay_rate=weight_decay or None))
+  parts = (
+    *(optax.scale_by_factored_rms(decay_rate=decay), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()),
+    # optax.adafactor would decay after the learning rate: by a share of the weights that no schedule changes.
+    *(optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(learning_rate)),
+  )
+  return clipped(clip, optax.chain(*parts))
 
 
 def lion(*, learning_rate, b1=0.9, b2=0.99, weight_decay=0.0, clip=1.0) -> optax.GradientTransformation:

@@ -172,6 +172,22 @@ def agreement(ours: dict, peer: dict) -> dict:
   return out
 
 
+# Beyond these the sides do not compute the same. Greedy tokens part for good at the first near tie.
+TOLERANCE = {'logps_nats': 0.05, 'grad_norm_relative': 0.01}
+GREEDY_EQUAL = 0.8
+
+
+def must_agree(found: dict):
+  """Raises:
+  WorkerError: the sides do not compute the same, so that a ratio of their times says nothing.
+  """
+  wrong = {name: found[name] for name, most in TOLERANCE.items() if name in found and not found[name] <= most}
+  if found.get('greedy_tokens_equal', 1.0) < GREEDY_EQUAL:
+    wrong['greedy_tokens_equal'] = found['greedy_tokens_equal']
+  if wrong:
+    raise WorkerError(f'The two sides do not compute the same: {wrong}.')
+
+
 def programs(args) -> tuple[str, dict[str, str]]:
   """(program of ours, ratio -> program of the peer)."""
   what = 'update' if args.command == 'memory' else args.command
@@ -190,6 +206,7 @@ def times(args, work: Work) -> dict:
     facts = ours.call('build', work=spec, programs=[ours_program, 'prefill'], check=True, export=work.weights)
     peer = start(stack, args.against, args.checkout)
     peer_facts = peer.call('build', work=spec, programs=list(peer_programs.values()), check=True)
+    must_agree(agreement(ours.call('check'), peer.call('check')))
     seconds = {'ours': [], 'prefill': [], **{name: [] for name in peer_programs.values()}}
     rate = 0.0
     for pair in range(args.pairs):
@@ -289,8 +306,11 @@ def parse(argv):
       out.add_argument(f'--{key}', type=int, default=default, metavar='N')
     out.add_argument('--size', choices=MODELS, default='smollm2', help='the model')
     out.add_argument('--seed', type=int, default=0)
-    out.add_argument('--remat', default='none', help='what a layer of ours keeps: none (all), dots or layer')
-    out.add_argument('--micro', type=int, default=0, metavar='N', help='prompts per micro-batch of our update; 0: all')
+    out.set_defaults(remat='none', micro=0, skew=False, slots=0)
+    if name != 'sample':
+      kept = ('none', 'dots', 'layer')
+      out.add_argument('--remat', choices=kept, help='what a layer of ours keeps for the backward pass; none: all')
+      out.add_argument('--micro', type=int, metavar='N', help='prompts per micro-batch of our update; 0: all')
     return out
 
   peers = {'update': ('trl', 'tunix', 'self'), 'sample': ('hf', 'tunix', 'self'), 'memory': ('trl', 'tunix', 'self')}
@@ -301,15 +321,17 @@ def parse(argv):
     out.add_argument('--pairs', type=int, default=1 if name == 'memory' else 5, metavar='N')
     out.add_argument('--checkout', default='', metavar='DIR', help='self: compare with the past_jax of this directory')
     out.add_argument('--json', action='store_true', help='no table')
-    out.set_defaults(skew=False, slots=0)
     if name == 'sample':
       out.add_argument('--skew', action='store_true', help='1/8 of the completions have all tokens, the rest 1/16')
-      out.add_argument('--slots', type=int, default=0, metavar='N', help='rows that decode at once; 0: all')
+      out.add_argument('--slots', type=int, metavar='N', help='with --skew: rows that decode at once')
   out = command('profile', 'where a program of ours spends its time')
   out.add_argument('what', choices=('update', 'prefill', 'decode'))
   out.add_argument('--most', type=int, default=25, help='how many instructions to list')
-  out.set_defaults(skew=False, slots=0, against='self', checkout='')
+  out.set_defaults(against='self', checkout='', pairs=1)
   args = parser.parse_args(argv)
+  for name in ('prompts', 'prompt', 'group', 'completion', 'pairs'):
+    if (value := getattr(args, name)) < 1:
+      parser.error(f'--{name} {value}: give at least 1.')
   if args.checkout and args.against != 'self':
     parser.error('--checkout is another past_jax to compare with: add --against self.')
   if args.checkout and not (Path(args.checkout) / 'past_jax').is_dir():
@@ -317,6 +339,10 @@ def parse(argv):
   updates = args.command in ('update', 'memory') or args.command == 'profile' and args.what == 'update'
   if updates and args.group % 2:
     parser.error(f'--group {args.group}: pairs need an even number of completions.')
+  if args.micro and (args.micro < 0 or args.prompts % args.micro):
+    parser.error(f'--micro {args.micro} must divide --prompts {args.prompts}.')
+  if args.slots and not args.skew:
+    parser.error('--slots shows the refilling of slots: add --skew.')
   if args.skew and args.against != 'self':
     parser.error('--skew compares with our own sampler: add --against self.')
   if args.skew and (args.slots < args.group or args.slots % args.group or args.prompts * args.group % args.slots):

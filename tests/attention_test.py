@@ -34,9 +34,9 @@ def plain(q, k, v, window, scale, cap):
 
 @pytest.mark.parametrize('window,cap', [(None, 0.0), (4, 0.0), (None, 1.5), (6, 0.8)])
 def test_blocks_and_chunks_change_no_value_and_no_gradient(monkeypatch, window, cap):
-  monkeypatch.setattr(attention, 'BLOCK', 4)  # three blocks of the prompt, the last one short
+  monkeypatch.setattr(attention, 'BLOCK', 4)  # three blocks of the prompt and two of a completion, the last ones short
   monkeypatch.setattr(attention, 'BLOCKS', 3)
-  monkeypatch.setattr(attention, 'SCORES', B * H * T * (P + T) * 2)  # two completions at once, then one
+  monkeypatch.setattr(attention, 'SCORES', B * H * 4 * (P + 4) * 2)  # two completions at once, then one
   keys = jax.random.split(jax.random.key(0), 4)
   q, d_out = (jax.random.normal(key, (B, P + G * T, H, D)) for key in keys[:2])
   k, v = (jax.random.normal(key, (B, P + G * T, K, D)) for key in keys[2:])

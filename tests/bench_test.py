@@ -39,8 +39,10 @@ def test_flops_of_attention_are_the_area_of_the_mask():
     areas += sum(3 + sum(1 for key in range(4) if key <= query) for _ in range(2) for query in range(4))
   # of a query and a key: 2 products of 64 numbers for 4 x 16 wide heads, in both of the layers
   by_hand = 2 * 36_864 * 2 * (2 * 3 + 16) + 2 * (2 * 2 * 64) * areas + 2 * 64 * 264 * 16
-  assert flops('sample', TINY_COST, work()) == by_hand
   assert flops('update', TINY_COST, work()) == 3 * by_hand
+  unread = 2 * 2  # the last token of every completion; it sees 7
+  read = 2 * 36_864 * 2 * (22 - unread) + 512 * (areas - 7 * unread) + 2 * 64 * 264 * (16 - unread + 2)
+  assert flops('sample', TINY_COST, work()) == read
   assert flops('prefill', TINY_COST, work()) == 2 * 36_864 * 2 * 6 + 512 * 2 * 6
 
 
@@ -50,7 +52,7 @@ def test_skewed_lengths_are_an_eighth_long_and_cost_what_is_written():
   assert values.tolist() == [16, 256] and counts.tolist() == [224, 32]
   assert not np.array_equal(skewed.limits(), work(prompts=16, group=16, completion=256, skew=True, seed=1).limits())
   head = flops('sample', cost(**dict.fromkeys(SHAPE, 0) | {'width': 1, 'vocab': 1}), skewed)
-  assert head == 2 * (224 * 16 + 32 * 256)
+  assert head == 2 * (224 * 15 + 32 * 255 + 16)
 
 
 def test_peers_see_the_members_of_groups_as_pairs():
@@ -126,6 +128,11 @@ def test_the_profile_knows_what_instructions_compute():
     (['sample', '--skew', '--against', 'self', '--slots', '3'], 'multiple of --group 2'),
     (['update', '--against', 'self', '--checkout', 'nowhere'], 'past_jax'),
     (['update', '--against', 'trl', '--checkout', '.'], '--against self'),
+    (['update', '--pairs', '0'], 'at least 1'),
+    (['update', '--completion', '0'], 'at least 1'),
+    (['update', '--remat', 'dot'], 'invalid choice'),
+    (['update', '--prompts', '4', '--micro', '3'], '--micro 3'),
+    (['sample', '--slots', '2', '--against', 'hf'], '--skew'),
   ],
 )
 def test_work_that_cannot_be_compared_is_refused(argv, complaint, capsys):
@@ -157,6 +164,28 @@ def test_workers_measure_the_same_work_on_both_sides(command, tmp_path, monkeypa
     equal = {'greedy_tokens_equal': 1, 'sampled_tokens_equal': 1}
     same = {'logps_nats': 0, 'grad_norm_relative': 0} if command == 'update' else equal
     assert found['agreement'] == same
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('command, peer', [('update', 'trl'), ('sample', 'hf')])
+def test_peers_compute_the_same(command, peer, tmp_path, monkeypatch, capsys):
+  """The workers on PyTorch, here in the environment of the tests."""
+  monkeypatch.setenv('PAST_JAX_CACHE', str(tmp_path))
+  monkeypatch.setitem(bench.PEERS, peer, bench.Peer(peer))
+  shape = ['--prompts', '2', '--prompt', '16', '--completion', '8', '--group', '4', '--size', 'tiny']
+  bench.main([command, '--against', peer, '--pairs', '1', *shape])
+  found = json.loads(capsys.readouterr().out.splitlines()[-1])
+  if command == 'update':
+    assert found['agreement']['logps_nats'] < 1e-3 and found['agreement']['grad_norm_relative'] < 1e-4
+  else:
+    assert found['agreement']['greedy_tokens_equal'] == 1
+
+
+def test_sides_that_do_not_agree_have_no_ratio():
+  bench.must_agree({'logps_nats': 0.01, 'grad_norm_relative': 1e-3, 'greedy_tokens_equal': 0.95})
+  for wrong in ({'logps_nats': 0.2}, {'grad_norm_relative': 0.05}, {'greedy_tokens_equal': 0.5}):
+    with pytest.raises(bench.WorkerError, match='do not compute the same'):
+      bench.must_agree(wrong)
 
 
 @pytest.mark.slow

@@ -224,8 +224,8 @@ def test_the_order_of_what_was_given_is_its_score():
   group = make_group(PROMPTS, COMPLETIONS)
   source = np.array([[-1, -1, -1, 0], [-1, -1, -2, -2], [0, 0, 0, -1]], np.int32)
   found = TABLE['order']().score(WEIGHTS, KEY, dataclasses.replace(group, source_BxG=source), EXAMPLES).score_BxG
-  nan = float('nan')  # the empty one, those that were sampled, those of another prompt
-  np.testing.assert_array_equal(found, [[1, 0, nan, nan], [1, 0, nan, nan], [nan, nan, nan, 0]])
+  nan = float('nan')  # the empty one, whose place counts, those that were sampled, those of another prompt
+  np.testing.assert_array_equal(found, [[2, 1, nan, nan], [1, 0, nan, nan], [nan, nan, nan, 0]])
 
 
 @pytest.mark.parametrize('per_token', [False, True])

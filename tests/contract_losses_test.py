@@ -134,6 +134,10 @@ def pair_loop(formula, *, reference=True, ld=1.0, smooth=0.0, score=lambda h: h,
   return loop
 
 
+def both(*loops):
+  return lambda logps: sum(loop(logps) for loop in loops)
+
+
 def of_delta(f):
   return lambda hw, hl, *rest: f(hw - hl)
 
@@ -347,6 +351,13 @@ CASES = {  # (name, keys) -> the loop
   'orpo': (
     made('orpo'),
     pair_loop(lambda hw, hl, aw, al, nw, nl, *r: -aw / nw - 0.1 * ls(odds(aw / nw) - odds(al / nl)), reference=False),
+  ),
+  'cpo smooth': (  # wrong labels do not turn the imitation round
+    made('cpo', nll=0.7, label_smoothing=0.2),
+    both(
+      pair_loop(lambda hw, hl, aw, al, *r: -ls(0.1 * (aw - al)), reference=False, smooth=0.2),
+      pair_loop(lambda hw, hl, aw, al, nw, nl, *r: -0.7 * aw / nw, reference=False),
+    ),
   ),
   'nll': (made('nll'), nll_loop('selected', 'token')),
   'nll sequence': (made('nll', per='sequence'), nll_loop('selected', 'sequence')),

@@ -223,10 +223,12 @@ def test_cpo_trainer(torch, name, keys, loss_type, fields):
 
   self = trainer(torch, CPOTrainer, **{'label_smoothing': 0.0, 'alpha': 0.0, 'loss_type': loss_type} | fields)
   count = MASK.sum(-1) if name == 'simpo' else np.ones_like(LENGTH)
-  chosen, rejected = torch.tensor(LOGPS.sum(-1) / count).float().T
-  losses, *rewards = self.cpo_loss(chosen, rejected)
-  value, metrics, _ = ours(TABLE[name](**keys))
+  sides = torch.tensor(LOGPS.sum(-1) / count, dtype=torch.float32, requires_grad=True)
+  losses, *rewards = self.cpo_loss(*sides.T)
+  losses.mean().backward()
+  value, metrics, grad = ours(TABLE[name](**keys))
   np.testing.assert_allclose(value, losses.mean().item(), rtol=2e-6)
+  np.testing.assert_allclose(grad, (sides.grad.numpy() / count)[..., None] * MASK, rtol=1e-4, atol=1e-7)
   for key, x in zip(('chosen', 'rejected'), rewards):
     np.testing.assert_allclose(metrics[f'rewards/{key}'], x.mean().item(), rtol=1e-5)
 
@@ -234,10 +236,12 @@ def test_cpo_trainer(torch, name, keys, loss_type, fields):
 def test_orpo_trainer(torch):
   from trl.experimental.orpo import ORPOTrainer
 
-  chosen, rejected = torch.tensor(LOGPS.sum(-1) / MASK.sum(-1)).float().T
-  losses, *rewards, _, _ = trainer(torch, ORPOTrainer, beta=0.4).odds_ratio_loss(chosen, rejected)
-  value, metrics, _ = ours(TABLE['orpo'](beta=0.4, nll=0.0))
+  sides = torch.tensor(LOGPS.sum(-1) / MASK.sum(-1), dtype=torch.float32, requires_grad=True)
+  losses, *rewards, _, _ = trainer(torch, ORPOTrainer, beta=0.4).odds_ratio_loss(*sides.T)
+  (-losses.mean()).backward()
+  value, metrics, grad = ours(TABLE['orpo'](beta=0.4, nll=0.0))
   np.testing.assert_allclose(value, -losses.mean().item(), rtol=1e-5)
+  np.testing.assert_allclose(grad, (sides.grad.numpy() / MASK.sum(-1))[..., None] * MASK, rtol=1e-4, atol=1e-7)
   for key, x in zip(('chosen', 'rejected'), rewards):
     np.testing.assert_allclose(metrics[f'rewards/{key}'], x.mean().item(), rtol=1e-5)
 

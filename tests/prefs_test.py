@@ -168,9 +168,10 @@ def test_rows_that_fill_up_repeat_and_say_nothing(tokenizer):
 
 
 def test_mismatched_completions_are_the_prompt_befores():
-  ids = np.arange(12, dtype=np.int32).reshape(3, 2, 2)
-  prompts = Prompts(np.ones((3, 1), np.int32), np.ones(3, np.int32), Completions(ids, np.full((3, 2), 2, np.int32)))
+  ids, prompt = np.arange(12, dtype=np.int32).reshape(3, 2, 2), np.array([[1], [2], [2]], np.int32)
+  prompts = Prompts(prompt, np.ones(3, np.int32), Completions(ids, np.full((3, 2), 2, np.int32)))
   group = given(mismatched=True)({}, None, prompts, 1.0)
+  assert np.asarray(group.length_BxG).tolist() == [[2] * 4, [2] * 4, [2, 2, 0, 0]]  # the prompt before is the same
   assert np.asarray(group.ids_BxGxT)[:, 2:].tolist() == ids[[2, 0, 1]].tolist()
   assert np.asarray(group.source_BxG).tolist() == [[-1, -1, -2, -2]] * 3
   one = jax.tree.map(lambda x: x[:1], prompts)

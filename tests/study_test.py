@@ -175,23 +175,26 @@ def test_the_other_training_views(tmp_path, view):
 @pytest.mark.parametrize(
   'losses, select, scored',
   [
-    ({'grpo': {'weight': 1.0, 'beta': 0.1}, 'kto': {'weight': 1.0, 'beta': 0.5}}, 'everything', True),
-    ({'simpo': {'weight': 1.0}, 'orpo': {'weight': 0.1}}, 'best_vs', False),
+    ({name: {'weight': 1.0, 'beta': 0.5} for name in ('grpo', 'kto', 'nash_md')}, 'everything', True),
+    ({'simpo': {'weight': 1.0}, 'orpo': {'weight': 0.1}, 'optimism': {'weight': 0.01}}, 'best_vs', False),
   ],
 )
 def test_other_losses_study(tmp_path, losses, select, scored):
-  """The log-probs that they read, of the reference and of the policy that sampled, are one pass here, or none."""
+  """Their log-probs, of the reference and of the policy that sampled, are one pass or none; the base is an opponent."""
   flags = [f'--config.study.losses={ {"group": losses} }', '--config.eval.heldout=']
+  flags.append('--config.study.generator.opponents=4')
   assert study(tmp_path / 'run', *flags, arg=f'size=tiny,select={select},judge=random') == 0
   first, second, *_ = rows(tmp_path / 'run' / 'metrics.jsonl')
   timing = json.loads((tmp_path / 'run' / 'timing.json').read_text())
   assert ('reference' in timing) == scored and timing['compile_count_after_first_round'] == 0
   assert first['grad_norm'] > 0
   if scored:
+    assert first['group/nash_md/rows'] == 8 * 4 and first['group/kto/rows'] == 8 * 8
     assert first['group/kto/loss'] == pytest.approx(0.5, abs=1e-5) and first['check/kto_at_reference'] != 0.5
     assert first['group/grpo/kl'] == pytest.approx(0, abs=1e-6) and first['group/grpo/clip_ratio'] == 0
     assert second['group/grpo/kl'] > 1e-4 and abs(second['rewards/margins']) > 1e-4
   else:  # two losses of pairs: the rewards of the first, by the alphabet, have the public name
+    assert 0 < first['group/optimism/rows'] < 16
     margins = 2.5 / 0.1 * first['rewards/margins']
     assert margins != 0 and first['group/simpo/rewards/margins'] == pytest.approx(margins, rel=1e-4)
     assert not any(name.endswith('at_reference') for name in first)

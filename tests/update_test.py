@@ -268,6 +268,16 @@ def test_state_has_a_place_on_a_mesh_and_in_a_checkpoint(name, tmp_path):
   assert_same(checkpoints.restore({'state': abstract}).tree['state'], eight)
 
 
+def test_adafactors_decay_follows_the_learning_rate():
+  """Else its steps are optax's, whose own decay takes the same share of the weights at any learning rate."""
+  params, grads = random_params(SMALL), random_params(SMALL, seed=1)
+  step = lambda optimizer: optimizer.update(grads, optimizer.init(params), params)[0]
+  for rate in (1e-2, 1e-4):
+    found = step(optimizer_of('adafactor', rate, weight_decay=0.3, clip=0.0))
+    expected = jax.tree.map(lambda u, p, rate=rate: u - 0.3 * rate * p, step(optax.adafactor(rate)), params)
+    jax.tree.map(lambda a, b, rate=rate: np.testing.assert_allclose(a, b, atol=1e-4 * rate), found, expected)
+
+
 def test_clipping_is_of_the_global_norm():
   grads = {'a': jnp.array([3.0]), 'b': jnp.array([4.0])}
   step = lambda clip: (lambda o: o.update(grads, o.init(grads))[0])(optimizer_of('sgd', learning_rate=1.0, clip=clip))
@@ -311,8 +321,8 @@ def test_muon_orthogonalizes_every_layers_matrices():
   'kind, expected',
   [
     ('constant', [0.5, 1, 1, 1, 1, 1]),
-    ('linear', [0.5, 1, 0.8, 0.6, 0.4, 0.2]),
-    ('cosine', [0.5, 1, *(0.2 + 0.8 * (1 + np.cos(np.pi * k / 4)) / 2 for k in (1, 2, 3)), 0.2]),
+    ('linear', [0.5, 1, 0.84, 0.68, 0.52, 0.36]),  # 0.2 after the last one
+    ('cosine', [0.5, 1, *(0.2 + 0.8 * (1 + np.cos(np.pi * k / 5)) / 2 for k in (1, 2, 3, 4))]),
   ],
 )
 def test_schedules(kind, expected):

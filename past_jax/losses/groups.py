@@ -145,7 +145,7 @@ def nash_md(beta: float = 0.1, wins: Literal['scores', 'score'] = 'scores') -> L
     -(P - 1/2) * log p(y) + beta * sum_t sg[log(p / ref)] * log p(y_t)
 
   Args:
-    wins: P is the mean over the opponents of s(r - r'), or the member's score itself.
+    wins: P is the mean over the opponents (`generator.opponents`) of s(r - r'), or the member's score itself.
 
   Raises:
     UserError: an unknown `wins`, or a negative beta.
@@ -171,4 +171,5 @@ def nash_md(beta: float = 0.1, wins: Literal['scores', 'score'] = 'scores') -> L
     loss = mean((0.5 - win) * logps.sum(-1) + beta * (drift * logps).sum(-1), own)
     return loss, {'loss': loss, 'rows': own.sum(), 'kl': mean(drift.sum(-1), own), 'wins': mean(win, own)}
 
-  return Loss(value, needs='group', at_reference={'kl': (0.0, 1.0)})
+  sources = (0, 1) if wins == 'scores' else (0,)
+  return Loss(value, needs='group', sources=sources, at_reference={'kl': (0.0, 1.0)})

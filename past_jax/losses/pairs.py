@@ -6,7 +6,7 @@ over their n_w and n_l tokens, D = h_w - h_l, s the logistic function. A loss is
 Beside its own keys every loss of pairs takes the modifiers that make sense for it:
 
   label_smoothing   mean over labels of which this share, at most 1/2, is wrong: (1 - eps) * f(w, l) + eps * f(l, w).
-                    With `dpo` it is cDPO, which TRL's `sigmoid` ignores since 1.0.
+                    With `dpo` it is cDPO, which TRL's `sigmoid` ignores since 1.0. The NLL of `cpo` and `orpo` stays.
   ld_alpha          LD-DPO (2409.06411): tokens beyond the shorter completion's length count ld_alpha. As in TRL since
                     1.0, policy and reference alike.
   divergence        f-DPO (2309.16240): h becomes f'(ratio), shifted so that it is 0 at the reference. TRL does so for
@@ -64,6 +64,7 @@ class Formula(NamedTuple):
   value: Callable[[Pair], Array]  # -> [B, J]
   at: float | None = None  # its value where h_w = h_l = 0; None: depends on the data
   slope: float = 0.0  # there, |d / d h_w| + |d / d h_l|
+  imitate: Callable[[Pair], Array] | None = None  # a term of the chosen one alone, which no label_smoothing turns round
 
 
 def modifiers(
@@ -76,12 +77,13 @@ def modifiers(
   """The keys that `pair_loss` adds to a formula's own."""
 
 
-def pair_loss(without: Sequence[str] = (), *, reference: bool = True, per_token: bool = False):
+def pair_loss(without: Sequence[str] = (), *, reference: bool = True, per_token: bool = False, needs: str = 'pairs'):
   """Decorator: (own keys) -> Formula becomes (own keys, modifiers but for `without`) -> Loss.
 
   Args:
     reference: False: h is the log-prob itself, and no reference is ever computed.
     per_token: rewards are of means over tokens.
+    needs: of `Loss`.
   """
 
   def decorate(make: Callable[..., Formula]) -> Callable[..., Loss]:
@@ -103,7 +105,7 @@ def pair_loss(without: Sequence[str] = (), *, reference: bool = True, per_token:
       formula = make(**{key: value for key, value in given.items() if key in own})
       modified = {key: p.default for key, p in added.items()}
       modified |= {key: value for key, value in given.items() if key in added and key not in own}
-      return framed(name, formula, given['beta'], reference=reference, per_token=per_token, **modified)
+      return framed(name, formula, given['beta'], reference=reference, per_token=per_token, needs=needs, **modified)
 
     build.__signature__ = signature
     return build
@@ -112,7 +114,7 @@ def pair_loss(without: Sequence[str] = (), *, reference: bool = True, per_token:
 
 
 def framed(
-  name, formula, beta, *, reference, per_token, label_smoothing, ld_alpha, divergence, divergence_alpha, wpo
+  name, formula, beta, *, reference, per_token, needs, label_smoothing, ld_alpha, divergence, divergence_alpha, wpo
 ) -> Loss:
   """The frame of every loss of pairs. Arguments: those of `pair_loss` and `modifiers`."""
   choice(f'{name}.divergence', divergence, DIVERGENCES)
@@ -150,6 +152,8 @@ def framed(
     losses = formula.value(pair)
     if label_smoothing:
       losses = (1 - label_smoothing) * losses + label_smoothing * formula.value(pair.swapped())
+    if formula.imitate:
+      losses += formula.imitate(pair)
     if wpo:
       gap = jax.lax.stop_gradient(logps - masked(outputs['log_sum_sq_BxGxT'], batch)[0])
       losses *= jnp.exp(sum(tokens(gap, index).sum(-1) / count for index, count in zip(sides, n)))
@@ -173,7 +177,7 @@ def framed(
     value,
     statistics=('log_sum_sq',) if wpo else (),
     reference=reference,
-    needs='pairs',
+    needs=needs,
     at_reference=at if reference else {},
   )
 
@@ -297,11 +301,12 @@ def sppo_hard(beta: float = 1e-3):
   return Formula(lambda p: (p.h_w - 0.5 / beta) ** 2 + (p.h_l + 0.5 / beta) ** 2, 0.5 / beta**2, 2 / beta)
 
 
-@pair_loss(without=('label_smoothing',))
+@pair_loss(without=('label_smoothing',), needs='wins')
 def sppo(beta: float = 1e-3):
   """((h_w - (P_w - 1/2) / beta)^2 + (h_l - (P_l - 1/2) / beta)^2) / 2: self-play, 2405.00675 eq. 4.7, beta its 1 / eta.
 
-  The scores are the probabilities P of beating a member of the group: `select.score='win'`, or a judge's own.
+  The scores are the probabilities P of beating a member of the group: of select `best_vs` with `score='win'`, or of the
+  judge `preference`.
   """
   positive('sppo.beta', beta)
   square = lambda h, win: (h - (win - 0.5) / beta) ** 2
@@ -375,7 +380,7 @@ def cpo(beta: float = 0.1, nll: float = 1.0):
 
   TRL's second term is a mean over all chosen tokens: `nll` 0 and the loss `nll` of rows `chosen` beside it.
   """
-  return Formula(lambda p: -log_sigmoid(beta * p.delta) - nll * p.logp_w / p.n_w)
+  return Formula(lambda p: -log_sigmoid(beta * p.delta), imitate=lambda p: -nll * p.logp_w / p.n_w)
 
 
 @pair_loss(reference=False, per_token=True)
@@ -389,7 +394,5 @@ def orpo(beta: float = 0.1, nll: float = 1.0):
     a = jnp.minimum(logp / n, -1e-7)  # finite at probability 1, in value and gradient
     return a - jnp.log(-jnp.expm1(a))
 
-  def value(p):
-    return -nll * p.logp_w / p.n_w - beta * log_sigmoid(odds(p.logp_w, p.n_w) - odds(p.logp_l, p.n_l))
-
-  return Formula(value)
+  ratio = lambda p: odds(p.logp_w, p.n_w) - odds(p.logp_l, p.n_l)
+  return Formula(lambda p: -beta * log_sigmoid(ratio(p)), imitate=lambda p: -nll * p.logp_w / p.n_w)

@@ -89,7 +89,7 @@ def optimism(source: int = 1) -> Loss:
   """Mean log p of the pairs' completions from the generator `source`: XPO, 2405.21046 algorithm 1.
 
   Minimised beside `dpo` with weight alpha, where `source` is the reference policy, it pushes mass away from what that
-  would say: exploration.
+  would say: exploration. `generator.opponents` of `generator.opponent` are of source 1.
   """
 
   def value(outputs, batch: Batch):
@@ -101,4 +101,4 @@ def optimism(source: int = 1) -> Loss:
     loss = mean(logps.sum(-1), weight.astype(jnp.float32))
     return loss, {'loss': loss, 'rows': weight.sum()}
 
-  return Loss(value, reference=False, needs='pairs')
+  return Loss(value, reference=False, needs='pairs', sources=(source,))

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 MASKED = -1e30  # finite: a fully masked row (a pad) must not become NaN
-BLOCKS = 8  # of a prompt's queries: block i reads the keys up to its end, so 1/16 of the square is wasted work
-BLOCK = 128  # the fewest queries of a block
+BLOCKS = 8  # of a row's queries: block i reads the keys up to its end, so 1/16 of the square is wasted work
+BLOCK = 128  # the fewest queries of a block, so of 512 tokens 1/8 is wasted
 SCORES = 1 << 22  # entries: completions whose scores exist at once
 
 
@@ -34,6 +34,11 @@ def visible(query_slot, key_slot, window):
   """bool [queries, keys]: keys that are not after the query, and in its window (None: any)."""
   distance = query_slot[:, None] - key_slot[None, :]
   return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+
+
+def blocks(length: int) -> list[tuple[int, int]]:
+  size = max(BLOCK, -(-length // BLOCKS))
+  return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 PROMPT, OWN = 'bkgrtd,bksd->bkgrts', 'bkgrtd,bkgsd->bkgrts'  # query-key products of a part
@@ -112,9 +117,7 @@ def tree_attention(q_BxSxHxD, k_BxSxKxD, v_BxSxKxD, valid_BxP, slots_T, window, 
   wide = lambda mask: mask[:, None, None, None]
   if P:
     q = jnp.transpose(q_BxSxHxD[:, :P].reshape(B, 1, P, K, R, D), (0, 3, 1, 4, 2, 5))
-    size = max(BLOCK, -(-P // BLOCKS))
-    for start in range(0, P, size):
-      end = min(start + size, P)
+    for start, end in blocks(P):
       mask = visible(slots[start:end], slots[:end], window)[None] & valid_BxP[:, None, :end]
       part = {PROMPT: (pk[:, :, :end], pv[:, :, :end], wide(mask))}
       outs.append(attend(scale, cap, q[:, :, :, :, start:end], part))
@@ -124,15 +127,19 @@ def tree_attention(q_BxSxHxD, k_BxSxKxD, v_BxSxKxD, valid_BxP, slots_T, window, 
     G = (S - P) // T
     q = jnp.transpose(q_BxSxHxD[:, P:].reshape(B, G, T, K, R, D), (0, 3, 1, 4, 2, 5))
     ok, ov = (jnp.moveaxis(x[:, P:].reshape(B, G, T, K, D), 3, 1) for x in (k_BxSxKxD, v_BxSxKxD))
-    seen = wide(visible(slots_T, slots, window)[None] & valid_BxP[:, None])
-    own = visible(slots_T, P + jnp.arange(T), window)[None, None, None, None]
-    size = max(1, min(G, SCORES // (B * H * T * (P + T))))
-    chunks = []
-    for g in range(0, G, size):
-      parts = {OWN: (ok[:, :, g : g + size], ov[:, :, g : g + size], own)}
-      parts |= {PROMPT: (pk, pv, seen)} if P else {}
-      chunks.append(attend(scale, cap, q[:, :, g : g + size], parts))
-    out = jnp.concatenate(chunks, axis=2)
+    own = P + jnp.arange(T)
+    done = []
+    for start, end in blocks(T):
+      query_slots, together = slots_T[start:end], max(1, min(G, SCORES // (B * H * (end - start) * (P + end))))
+      seen = wide(visible(query_slots, slots, window)[None] & valid_BxP[:, None])
+      mask = wide(visible(query_slots, own[:end], window)[None])
+      chunks = []
+      for some in (slice(g, g + together) for g in range(0, G, together)):
+        parts = {OWN: (ok[:, :, some, :end], ov[:, :, some, :end], mask)}
+        parts |= {PROMPT: (pk, pv, seen)} if P else {}
+        chunks.append(attend(scale, cap, q[:, :, some, :, start:end], parts))
+      done.append(jnp.concatenate(chunks, axis=2))
+    out = jnp.concatenate(done, axis=4)
     outs.append(jnp.transpose(out, (0, 2, 4, 1, 3, 5)).reshape(B, S - P, H, D))
   return jnp.concatenate(outs, axis=1)
 

@@ -1,5 +1,6 @@
 """What the workers on PyTorch share: the same on a GPU and without one."""
 
+import os
 import time
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from bench_workers.protocol import resident_mib
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+torch.set_num_threads(len(os.sched_getaffinity(0)))  # as many as XLA takes
 
 
 def now() -> float:

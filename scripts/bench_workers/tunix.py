@@ -1,10 +1,10 @@
 """tunix's side: its DPOTrainer's own step, and its Sampler with the prompts repeated."""
 
+import importlib.metadata
 import json
 import time
 from pathlib import Path
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,7 +75,7 @@ class Worker:
     for name in programs:
       self.run(name)
     return {
-      'versions': {'tunix': '0.1.7', 'jax': jax.__version__, 'flax': flax.__version__},
+      'versions': {name: importlib.metadata.version(name) for name in ('google-tunix', 'jax', 'flax')},
       'device': jax_side.device(),
     }
 

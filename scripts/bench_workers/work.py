@@ -73,8 +73,11 @@ def flops(what: str, cost: Cost, work: Work) -> int:
   B, P, lengths = work.prompts, work.prompt, work.limits().astype(int)
   written = int(lengths.sum())
   prompt_area = B * P * (P + 1) // 2
-  completion_area = int((lengths * P + lengths * (lengths + 1) // 2).sum())
   if what == 'prefill':
     return cost.forward(B * P, prompt_area, 0)
-  whole = cost.forward(B * P + written, prompt_area + completion_area, written)
-  return {'sample': 1, 'update': 3}[what] * whole
+  completion_area = int((lengths * P + lengths * (lengths + 1) // 2).sum())
+  if what == 'update':
+    return 3 * cost.forward(B * P + written, prompt_area + completion_area, written)
+  # A completion's last token is never read, and its first one is drawn from the logits that end its prompt.
+  read, area = lengths - 1, int(((lengths - 1) * P + (lengths - 1) * lengths // 2).sum())
+  return cost.forward(B * P + int(read.sum()), prompt_area + area, B + int(read.sum()))
