@@ -79,7 +79,7 @@ BOUNDS = {
   **dict.fromkeys(('group', 'length', 'chunk', 'ngram', 'target_length', 'count'), 1),
   **{'prompt_length': 2, 'seed': 0, 'opponents': 0, 'slots': 0, 'top_k': 0},
   **dict.fromkeys(('max_overlap', 'lr', 'eps', 'weight_decay', 'clip'), 0.0),
-  **dict.fromkeys(('flips', 'top_p', 'min_p', 'warmup', 'end', 'b1', 'b2', 'momentum', 'decay'), (0.0, 1.0)),
+  **dict.fromkeys(('flips', 'top_p', 'min_p', 'b1', 'b2', 'momentum', 'decay'), (0.0, 1.0)),
 }
 CHOICES = {
   'model.dtype': ('float32', 'bfloat16'),
@@ -344,7 +344,7 @@ def check(config, devices: int) -> list[str]:
 
 
 def optimizer_problems(tree: Mapping) -> list[str]:
-  rate = {'lr': 0.0, 'schedule': str, 'warmup': 0.0, 'end': 0.0}
+  rate = {'lr': 0.0, 'schedule': str, 'warmup': (0.0, 1.0), 'end': (0.0, 1.0)}
   out = component_problems(update.OPTIMIZERS, tree['optimizer'], 'config.optimizer', rate)
   if out:
     return out

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from past_jax.selects import TABLE, summary, win_rate
+from past_jax.selects import TABLE, summary
 from past_jax.types import Group, Judgement, Prompts, UserError
 
 NAN = np.nan
@@ -237,13 +237,6 @@ def test_top_k_and_everything():
 def test_user_errors(build, message):
   with pytest.raises(UserError, match=message):
     build()
-
-
-def test_win_rate():
-  wins = np.full((1, 3, 3), NAN, np.float32)
-  wins[0, 0, 1], wins[0, 1, 0], wins[0, 0, 2] = 0.8, 0.2, 0.4
-  wins[0, np.arange(3), np.arange(3)] = 0.5  # against itself: not counted
-  np.testing.assert_allclose(win_rate(jnp.asarray(wins)), [[0.6, 0.2, NAN]], rtol=1e-6)
 
 
 # --- summary ------------------------------------------------------------------------------------------------------
