@@ -7,6 +7,7 @@ import numpy as np
 
 from past_jax.buckets import Bucketed, cut, cut_batch, cut_prompts, lengths, size
 from past_jax.collect import collector
+from past_jax.generators import sampler
 from past_jax.logps import group_logps
 from past_jax.main import main
 from past_jax.metrics import CompileCounter, rows
@@ -61,6 +62,20 @@ def test_log_probs_are_the_same_in_every_bucket(policy, params, mesh):
     found = score([(6, 24), (longest, 32)], params, prompts, ids, length)
     assert found.shape == whole.shape
     np.testing.assert_allclose(found, whole, atol=1e-5)
+
+
+def test_tokens_are_the_same_in_every_bucket(policy, params, tokenizer, mesh):
+  rng = np.random.default_rng(1)
+  prompts = Prompts(rng.integers(1, 256, (2, 24)).astype(np.int32), np.array([3, 6], np.int32))
+  generate = sampler(policy=policy, tokenizer=tokenizer, group=2, length=8)
+  parts = dict(judge=None, select=lambda *_: None, mesh=mesh, prompts_per_call=2)
+  program = collector(policy=policy, generate=generate, shares=(0.5, 1.0), **parts).generate
+  args = {'policy': params}, jax.random.split(jax.random.key(0), 2), prompts, np.float32(0.8)
+  program.prepare(*args, phase=lambda name: None, tick=lambda x: x)
+  short, whole = (program([(longest, 24)], *args) for longest in (6, 13))
+  assert short.prompts.ids_BxP.shape == whole.prompts.ids_BxP.shape
+  np.testing.assert_array_equal(short.ids_BxGxT, whole.ids_BxGxT)
+  np.testing.assert_allclose(short.logps_BxGxT, whole.logps_BxGxT, atol=1e-5)
 
 
 FLAGS = {

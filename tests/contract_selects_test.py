@@ -6,7 +6,6 @@ A new select is one more line in SELECTS.
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
