@@ -22,7 +22,15 @@ def exact(dtype):
 
 def product(equation, *operands):
   """einsum with a float32 result."""
-  return jnp.einsum(equation, *operands, precision=exact(operands[0].dtype), preferred_element_type=jnp.float32)
+
+  def einsum(*operands):
+    return jnp.einsum(equation, *operands, precision=exact(operands[0].dtype), preferred_element_type=jnp.float32)
+
+  if operands[0].dtype == jnp.float32:
+    return einsum(*operands)
+  # XLA's CPU backend has no such product for every layout of bfloat16; in float32 it is the same.
+  wide = lambda *operands: einsum(*(x.astype(jnp.float32) for x in operands))
+  return jax.lax.platform_dependent(*operands, cpu=wide, default=einsum)
 
 
 def capped(x, cap: float):
