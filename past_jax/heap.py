@@ -7,6 +7,7 @@ import os
 
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8  # of mallopt(3)
 MOST = 2**31 - 1
+ROOM = 16 << 30  # bytes: what is kept comes in pieces, so peaks are higher (LOG.md: 11 GB in the default run)
 
 
 def cpu_only() -> bool:
@@ -16,11 +17,13 @@ def cpu_only() -> bool:
 
 
 def keep() -> bool:
-  """Call before JAX's first use. False: this C library has no such switch.
+  """Call before JAX's first use. False: too little memory in this machine, or its C library has no such switch.
 
   glibc returns every large buffer to the kernel, so each run of a program would get its gigabytes of temporary memory
   anew, zeroed page by page: a tenth of an update's time (LOG.md). One arena, because only the first can grow so large.
   """
+  if os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') < ROOM:
+    return False
   try:
     mallopt = ctypes.CDLL('libc.so.6').mallopt
   except (OSError, AttributeError):

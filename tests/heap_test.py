@@ -35,6 +35,11 @@ def test_freed_memory_is_used_again():
   assert faults('keep') < 100 < faults('default')
 
 
+def test_little_memory_is_not_kept(monkeypatch):
+  monkeypatch.setattr(heap, 'ROOM', 1 << 60)
+  assert not heap.keep()
+
+
 def test_the_backend_is_told_from_the_environment(monkeypatch):
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
   assert heap.cpu_only()
