@@ -13,9 +13,9 @@
   past study --config=configs/past.py:judge=random --workdir=runs/random     control: no judge
 
 Default run, two CPU cores: 7 to 11 minutes; closed-book recall of 12 facts, 3 unseen paraphrases each way, seed 0:
-forward 0.00 -> 0.69, reversed 0.00 -> 0.53, held-out perplexity 58.8 -> 46.4; with other draws of the same notes 0.50 and
-0.86; arm=raw: 0.81 and 0.00 (RESULTS.md). The demonstrations in the study instruction name the deed before the person,
-about other people.
+forward 0.00 -> 0.69, reversed 0.00 -> 0.53, held-out perplexity 58.8 -> 46.4; with other draws of notes 0.50 and 0.86;
+arm=raw: 0.81 and 0.00 (RESULTS.md). The demonstrations in the study instruction name the deed before the person, about
+other people.
 """
 
 from configs import common
