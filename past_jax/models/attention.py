@@ -158,15 +158,16 @@ def grouped(q, kv_heads):
 
 
 def decode_attention(q_BxGxHxD, prompt_kv, own_kv, seen_BxGxP, own_BxGxT, score):
-  """One token of every completion attends to its prompt (k_BxKxPxD) and to its completion so far (k_BxGxKxTxD).
+  """One token of every completion attends to its prompt (k_BxKxDxP, v_BxKxPxD) and to itself (k_BxGxKxDxT, v_BxGxKxTxD).
 
-  Batch axes lead in both caches, so that a product reads them as they lie: in any other order XLA copies a cache per
-  token. The sum of weights divides the result, which is smaller than they are.
+  Batch axes lead in both caches, and the axis that a product sums over comes before the other, so that products read
+  them as they lie: in other orders XLA copies a cache per token, or takes up to twice the time. The sum of weights
+  divides the result, which is smaller than they are.
   """
   (pk, pv), (ok, ov) = prompt_kv, own_kv
   q = grouped(q_BxGxHxD, ok.shape[2])
-  seen = score(product('bgkrd,bksd->bkgrs', q, pk))
-  own = score(product('bgkrd,bgktd->bgkrt', q, ok))
+  seen = score(product('bgkrd,bkds->bkgrs', q, pk))
+  own = score(product('bgkrd,bgkdt->bgkrt', q, ok))
   seen = jnp.where(seen_BxGxP[:, None, :, None], seen, MASKED)
   own = jnp.where(own_BxGxT[:, :, None, None], own, MASKED)
   turn = lambda x: jnp.moveaxis(x, 1, 2)  # between bgkr and bkgr

@@ -176,7 +176,7 @@ class Linear(nn.Module):
 
 
 class Block(nn.Module):
-  """One layer. `carry` is x_BxSxD, or when decoding (x_BxGxD, k_BxGxKxTxD, v) with the completions' own cache."""
+  """One layer. `carry` is x_BxSxD, or when decoding (x_BxGxD, k_BxGxKxDxT, v_BxGxKxTxD): the completions' own cache."""
 
   config: ModelConfig
   dtype: jnp.dtype
@@ -198,8 +198,8 @@ class Block(nn.Module):
     if decoding:
       score = lambda scores: capped(scores * c.scale, c.attention_cap)
       own = tuple(
-        jax.lax.dynamic_update_slice(kept, new[:, :, :, None].astype(kept.dtype), (0, 0, 0, shared['at'], 0))
-        for kept, new in zip(carry[1:], (k, v))
+        jax.lax.dynamic_update_slice_in_dim(kept, jnp.expand_dims(new, axis).astype(kept.dtype), shared['at'], axis)
+        for kept, new, axis in zip(carry[1:], (k, v), (4, 3))
       )
       out = decode_attention(q, layer['prompt'], own, *shared['masks'][layer['kind']], score)
     else:
@@ -330,13 +330,16 @@ def transformer(config: ModelConfig, *, dtype='float32', remat: str = 'none') ->
   def prefill(params, prompts):
     positions, valid = prompt_layout(prompts)
     hidden, kv = apply(params, prompts.ids_BxP, positions, valid, 0, keep=jnp.zeros(()), method='trunk')
-    by_layer = zip(*(jnp.moveaxis(kv[name], 2, 3) for name in ('k', 'v')))  # k_BxKxPxD, as decoding reads it
+    by_layer = zip(jnp.moveaxis(kv['k'], 2, 4), jnp.moveaxis(kv['v'], 2, 3))  # as decode_attention reads them
     return hidden[:, -1], {'layers': tuple(by_layer), 'length_B': prompts.length_B}
 
   def start(prompt_cache, G, T):
-    B, K, _, D = prompt_cache['layers'][0][0].shape
-    room = lambda a: mesh_lib.constrain(jnp.zeros((B, G, K, T, D), a.dtype), mesh_lib.BATCH, None, 'tensor')
-    return {'layers': jax.tree.map(room, prompt_cache['layers']), 'step': jnp.int32(0)}
+    B, K, D, P = prompt_cache['layers'][0][0].shape
+    room = lambda a, *shape: mesh_lib.constrain(jnp.zeros((B, G, K, *shape), a.dtype), mesh_lib.BATCH, None, 'tensor')
+    layers = tuple((room(k, D, T), room(v, T, D)) for k, v in prompt_cache['layers'])
+    # Looked up, because XLA's CPU backend would compute sines again for every head of every layer.
+    turns = rotations(config.kinds, jnp.arange(P + T)[None])
+    return {'layers': layers, 'rotations': turns, 'step': jnp.int32(0)}
 
   def unstack(params):
     # Cast here, because Linear and lookup would do it at every token; norms and biases compute in float32.
@@ -346,7 +349,7 @@ def transformer(config: ModelConfig, *, dtype='float32', remat: str = 'none') ->
     return params | {'layers': tuple(layers)}
 
   def decode(params, prompt_cache, cache, ids_BxG, age_BxG):
-    length_B, P, T = prompt_cache['length_B'], prompt_cache['layers'][0][0].shape[2], cache['layers'][0][0].shape[3]
+    length_B, P, T = prompt_cache['length_B'], prompt_cache['layers'][0][0].shape[3], cache['layers'][0][0].shape[4]
     back_T = (cache['step'] - jnp.arange(T)) % T  # how many tokens ago each entry of the ring was written
     ahead_P = P - jnp.arange(P)
     valid_BxP = ahead_P[None] <= length_B[:, None]
@@ -360,7 +363,8 @@ def transformer(config: ModelConfig, *, dtype='float32', remat: str = 'none') ->
       return seen_BxGxP, own_BxGxT
 
     positions = length_B[:, None] + age_BxG
-    shared = {'rotations': rotations(config.kinds, positions), 'at': cache['step'] % T}
+    turns = jax.tree.map(lambda table: table[:, 0, positions], cache['rotations'])
+    shared = {'rotations': turns, 'at': cache['step'] % T}
     shared['masks'] = [masks(kind.window) for kind in config.kinds]
     x, block, layers = apply(params, ids_BxG, positions, method='lookup'), Block(config, jnp.dtype(dtype)), []
     stack = zip(config.pattern, params['layers'], prompt_cache['layers'], cache['layers'])
@@ -369,6 +373,6 @@ def transformer(config: ModelConfig, *, dtype='float32', remat: str = 'none') ->
       x, *own_kv = block.apply({'params': weights}, (x, *own_kv), layer, shared)
       layers.append(tuple(own_kv))
     hidden = apply(params, x, method=lambda model, x: model.final_norm(x))
-    return hidden, {'layers': tuple(layers), 'step': cache['step'] + 1}
+    return hidden, cache | {'layers': tuple(layers), 'step': cache['step'] + 1}
 
   return Policy(init, rows, group, head, prefill, unstack, start, decode)
