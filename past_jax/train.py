@@ -335,7 +335,7 @@ class Loop:
     return UserError(
       f'Step {row["step"]}: {", ".join(names)} not finite, with '
       f'{"non-finite log-probs in" if marked.any() else "finite log-probs in all of"} the rows {which}. '
-      f'The parameters are those before the step. Lower config.optimizer.lr or look at these rows; '
+      f'Nothing of this step is saved. Lower config.optimizer.lr or look at these rows; '
       f'the checkpoints in {self.checkpoints.directory} are intact.'
     )
 

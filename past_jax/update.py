@@ -165,8 +165,9 @@ def gradient(
   Losses are differentiated once, in the outputs of the whole batch; only the model's passes are cut into micro-batches.
   So the gradient is that of the whole batch also for losses that are no mean over its rows.
 
-  A non-finite loss, gradient or new parameter leaves the state as it was and says so: metric `finite` 0, and `bad/TERM`
-  marks the prompts whose log-probs are not finite.
+  A non-finite loss or gradient leaves the state as it was and says so: metric `finite` 0, and `bad/TERM` marks the
+  prompts whose log-probs are not finite. New parameters that are not finite are said, too, but not undone: to wait for
+  them with the old ones would take two states in memory.
 
   Args:
     micro: prompts of a term whose activations exist at once; 0: all. A term's batch has a multiple, or no more.
@@ -202,12 +203,16 @@ def gradient(
     for term in losses:
       grads = pulls[term](cotangents[term], grads)
     norm = optax.tree.norm(grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    stepped = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
-    size = optax.tree.norm(stepped.params)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(size)
-    state_ = jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, state)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+
+    def apply(grads, state):
+      updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+      return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+
+    state_ = jax.lax.cond(finite, apply, lambda grads, state: state, grads, state)
+    size = optax.tree.norm(state_.params)
     tokens = sum(metrics[f'{term}/tokens'] for term in losses)
+    finite &= jnp.isfinite(size)
     metrics |= {'loss': loss, 'grad_norm': norm, 'param_norm': size, 'finite': finite, 'num_tokens': tokens}
     return state_, metrics | {'learning_rate': learning_rate(state.step)}
 
