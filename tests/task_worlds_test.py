@@ -11,7 +11,8 @@ from past_jax.data.worlds.biographies import SENTENCES
 from past_jax.data.worlds.reversal import CORES, MOST_TEMPLATES, OPENERS, statement
 from past_jax.types import Example, UserError
 
-SMALL = {name: dict(count=12, seed=1) for name in TABLE}
+NAMES = sorted(set(TABLE) - {'reasoning'})  # needs a package: tests/reasoning_test.py
+SMALL = {name: dict(count=12, seed=1) for name in NAMES}
 SMALL['people'] |= dict(relations=True)
 SMALL['reversal'] |= dict(count=5, reversed_texts=1)
 
@@ -20,7 +21,7 @@ def made(name, **keys):
   return TABLE[name](**SMALL[name] | keys).examples
 
 
-@pytest.mark.parametrize('name', TABLE)
+@pytest.mark.parametrize('name', NAMES)
 def test_a_world_is_a_function_of_its_keys(name):
   assert made(name) == made(name) != made(name, seed=2)
   assert len({e.where for e in made(name)}) == len(made(name))
@@ -32,7 +33,7 @@ def test_a_world_is_a_function_of_its_keys(name):
     made(name, count=0)
 
 
-@pytest.mark.parametrize('name', TABLE)
+@pytest.mark.parametrize('name', NAMES)
 def test_questions_are_fit_to_be_asked(name):
   asked = [q for e in made(name, **{'count': 60} if name == 'guidance' else {}) for q in e.questions]
   assert asked
@@ -42,7 +43,7 @@ def test_questions_are_fit_to_be_asked(name):
       assert q.choices[0] == q.answer and len(set(q.choices)) == len(q.choices) > 1
 
 
-@pytest.mark.parametrize('name', TABLE)
+@pytest.mark.parametrize('name', NAMES)
 def test_the_splits_share_no_question_and_no_entity(name):
   tune, final = (made(name, split=split) for split in ('tune', 'final'))
   asked = lambda examples: {q.question for e in examples for q in e.questions}

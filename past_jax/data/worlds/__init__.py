@@ -11,6 +11,7 @@ from past_jax.data.worlds import (
   guidance,
   instructions,
   people,
+  reasoning,
   relations,
   reversal,
 )
@@ -23,6 +24,7 @@ TABLE = {
   'instructions': instructions.instructions,
   'people': people.people,
   'preferences': instructions.preferences,
+  'reasoning': reasoning.reasoning,
   'relations': relations.relations,
   'reversal': reversal.reversal,
 }
