@@ -346,9 +346,8 @@ def charts(run: Run) -> tuple[list[dict], list[dict]]:
     for name, value in row['metrics'].items():
       last = name.rpartition('/')[2]
       kind = 'perplexity' if name.startswith('perplexity') else 'logp' if last in NATS else last
-      measured[kind if kind in ('perplexity', 'n', 'questions', 'chance', 'length', 'logp') else 'answers'][
-        name
-      ].append((row['step'], value))
+      known = ('perplexity', 'n', 'questions', 'chance', 'length', 'logp')
+      measured[kind if kind in known else 'answers'][name].append((row['step'], value))
   done = [
     chart(title, note, measured[kind], boundaries, dots=True)
     for kind, title, note in (
