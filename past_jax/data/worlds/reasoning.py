@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from past_jax.data.worlds.words import SPLITS, World, own_seed, pick_split
-from past_jax.types import Example, UserError
+from past_jax.types import Example, Question, UserError
 
 WHERE = 'reasoning-gym '  # what `Example.where` begins with; the rest says how to make the row again
 
@@ -32,7 +32,15 @@ def reasoning(
   rows = _rows(json.dumps(made))
   where = lambda i: WHERE + json.dumps(made | {'row': i})
   return World(
-    tuple(Example(prompt=row['question'], target=f' {row["answer"]}', where=where(i)) for i, row in enumerate(rows))
+    tuple(
+      Example(
+        prompt=row['question'],
+        target=f' {row["answer"]}',
+        questions=(Question(row['question'], str(row['answer']), task),),
+        where=where(i),
+      )
+      for i, row in enumerate(rows)
+    )
   )
 
 
