@@ -556,8 +556,8 @@ def load_examples(config) -> sources.Loaded:
 def load_questions(config, examples: Sequence[Example]) -> tuple[list[Example], list[tuple[int, Question]]]:
   """(rows that are evaluated on, (number of the row, question) pairs): the studied rows, or those of eval.sources.
 
-  A row without questions is asked its prompt, unless it is a world's. The kinds of a source's questions are its key in config.eval.sources,
-  or, where its rows have questions of several kinds, these after it.
+  A row without questions is asked its prompt, unless it is a world's. The kinds of a source's questions are its key in
+  config.eval.sources, or, where its rows have questions of several kinds, these after it.
 
   Raises:
     UserError: a source cannot be read, or has no row left after the first config.eval.skip.
