@@ -158,7 +158,7 @@ def grouped(q, kv_heads):
 
 
 def decode_attention(q_BxGxHxD, prompt_kv, own_kv, seen_BxGxP, own_BxGxT, score):
-  """One token of every completion attends to its prompt (k_BxKxDxP, v_BxKxPxD) and to itself (k_BxGxKxDxT, v_BxGxKxTxD).
+  """One token of every completion attends to its prompt (k_BxKxDxP, v_BxKxPxD) and itself (k_BxGxKxDxT, v_BxGxKxTxD).
 
   Batch axes lead in both caches, and the axis that a product sums over comes before the other, so that products read
   them as they lie: in other orders XLA copies a cache per token, or takes up to twice the time. The sum of weights

@@ -24,8 +24,8 @@ class Ours:
   `update`, `prefill` and `sample` return (compiled program, [arguments of a call, ...]).
   """
 
-  def __init__(self, work: Work):
-    if heap.cpu_only():
+  def __init__(self, work: Work, keep: bool):
+    if keep and heap.cpu_only():
       heap.keep()  # as `past` does before JAX's first use
     self.work = work
     self.model = models.load(work.model, remat=work.remat)
@@ -105,14 +105,15 @@ class Ours:
 class Worker:
   """What the parent calls. `build` compiles and warms up the named programs; `run` times a call of one."""
 
-  def build(self, work: dict, programs: list[str], check: bool, export: str = '') -> dict:
+  def build(self, work: dict, programs: list[str], check: bool, export: str = '', keep: bool = True) -> dict:
     """Facts about this side.
 
     Args:
       check: also compute what is compared with the other side.
       export: write the model's weights to this directory for peers, unless it exists.
+      keep: freed memory stays with the process, as `past` has it on machines with room.
     """
-    ours = self.ours = Ours(Work(**work))
+    ours = self.ours = Ours(Work(**work), keep)
     if export and not Path(export).is_dir():
       weights.write(export, jax.tree.map(np.asarray, ours.params), ours.model.config, ours.model.tokenizer)
     self.checks, self.products = {}, {}
@@ -123,7 +124,7 @@ class Worker:
     # The update last: it takes the parameters.
     self.programs = {name: getattr(ours, name)() for name in sorted(programs, key='update'.__eq__)}
     for name in programs:
-      for i in range(2):
+      for i in range(2 if name == 'update' else 1):  # an update's first run also takes its memory
         self.run(name)
         if check and name == 'update' and i == 0:
           self.checks['grad_norm'] = float(self.metrics['grad_norm'])
