@@ -168,7 +168,7 @@ def test_targets_are_exact_and_texts_wrong_as_often_as_told():
   assert right.mean() == pytest.approx(0.55, abs=0.02)
   assert right.mean(1).std() > 0.2  # some problems are harder than others
   common = [Counter(e.text for e in rows[i : i + 8]).most_common(1)[0][0] for i in range(0, 8192, 8)]
-  assert np.mean([text == rows[8 * i].prompt + rows[8 * i].target for i, text in enumerate(common)]) > 0.8
+  assert np.mean([text == rows[8 * i].prompt + rows[8 * i].target for i, text in enumerate(common)]) > 0.75
   assert sum(len(e.questions) for e in rows) == 1024
   assert all(e.text == e.prompt + e.target for e in made('arithmetic', noise=0.0))
   assert {e.prompt for e in made('arithmetic', count=1024)}.isdisjoint(
