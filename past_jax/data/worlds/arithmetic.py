@@ -17,10 +17,10 @@ FORMS = {
 def arithmetic(count: int, seed: int, noise: float = 0.45, copies: int = 1, split: str = 'tune') -> World:
   """`count` prompts such as '(3+5)*2=' with the exact target ' 16' and a text, prompt and answer, that may be wrong.
 
-  A problem's answers are wrong with its own probability, evenly spread from `noise` / 2 to 3/2 `noise` (at most 1). Half
-  of the wrong ones come of working the sum out in the wrong order, the others are one or ten more or less. So a model of
-  the texts is right with probability 1 - `noise` on average, and its most probable answer is the right one for problems
-  that are wrong in less than 2/3 of their texts: for nine in ten at the default, for a third at 0.8.
+  A problem's answers are wrong with its own probability, evenly spread from `noise` / 2 to 3/2 `noise` (at most 1).
+  Half of the wrong ones come of working the sum out in the wrong order, the others are one or ten more or less. So a
+  model of the texts is right with probability 1 - `noise` on average, and its most probable answer is the right one for
+  problems that are wrong in less than 2/3 of their texts: for nine in ten at the default, for a third at 0.8.
 
   Args:
     noise: share of wrong answers in the texts.
