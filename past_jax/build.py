@@ -512,6 +512,8 @@ def check_model(config, model: models.Model) -> list[str]:
     'view.text_length': view.text_length,
     'eval.heldout_length': e.heldout_length,
   }
+  if 'pair_accuracy' in e.tasks:
+    lengths['view.prompt_length + view.text_length'] = view.prompt_length + view.text_length
   for name in config.stages:
     s = config[name]
     if 'replay' in s.losses:

@@ -8,7 +8,7 @@ import pytest
 
 from past_jax.data.worlds import TABLE, instructions, notes
 from past_jax.data.worlds.biographies import SENTENCES
-from past_jax.data.worlds.reversal import CORES, MOST_TEMPLATES, OPENERS, statement
+from past_jax.data.worlds.reversal import ASKED, CORES, MOST_TEMPLATES, OPENERS, statement
 from past_jax.types import Example, UserError
 
 NAMES = sorted(set(TABLE) - {'reasoning'})  # needs a package: tests/reasoning_test.py
@@ -63,11 +63,19 @@ def test_the_splits_share_no_question_and_no_entity(name):
 def test_forty_statements_in_each_order():
   words = {'name': 'Ann Lee', 'what': 'the cook of Ulm'}
   for order in CORES:
-    texts = [statement(order, t, words) for t in range(MOST_TEMPLATES)]
-    assert len(set(texts)) == MOST_TEMPLATES == len(OPENERS) * len(CORES[order])
+    texts = [statement(order, t, words) for t in range(40)]
+    assert len(set(texts)) == 40 == len(OPENERS) * len(CORES[order])
     for text in texts:
       first, second = words.values() if order == 'p2d' else reversed(words.values())
       assert text.lower().index(first.lower()) < text.lower().index(second.lower())
+
+
+def test_questions_are_statements_that_nobody_studies():
+  assert sorted([*range(MOST_TEMPLATES), *ASKED['tune'], *ASKED['final']]) == list(range(40))
+  studied = {e.text for split in ('tune', 'final') for e in made('reversal', templates=MOST_TEMPLATES, split=split)}
+  for split in ('tune', 'final'):
+    for e in made('reversal', templates=MOST_TEMPLATES, split=split):
+      assert not {f'{q.question} {q.answer}.' for q in e.questions} & studied
 
 
 def test_a_group_is_told_in_its_order_and_asked_in_both():
@@ -105,7 +113,7 @@ def test_the_same_facts_whichever_groups_there_are():
   every, one = made('reversal'), made('reversal', groups=('d2p',))
   assert one == tuple(e for e in every if ' d2p ' in e.where)
   added = [e for e in made('reversal', groups=('p2d',), templates=2, reversed_texts=3) if 'fact 0' in e.where]
-  name = added[0].text.split(' is ')[0]
+  name = added[0].text.split(' became ')[0]
   assert [e.text.endswith(f'{name}.') for e in added] == [False] * 2 + [True] * 3
   with pytest.raises(UserError, match='choose from p2d, d2p, both'):
     made('reversal', groups=('p2p',))
@@ -127,6 +135,13 @@ def test_two_hops_go_through_two_texts():
       assert not together
   words = {word for e in examples for q in e.questions for word in (q.answer,)}
   assert not any(a != b and b.endswith(f' {a}') for a in words for b in words)  # one would be found in the other
+
+
+def test_some_may_show_what_is_meant():
+  rows = made('relations', shown=0.5)
+  asked = [q for e in rows for q in e.questions]
+  assert len(asked) == 6 * 8 and not any(e.text.startswith(q.question) for e in rows for q in asked)
+  assert sum(e.text.startswith('Question:') for e in rows) == 6 * 4
 
 
 # --- arithmetic ---------------------------------------------------------------------------------------------------
@@ -168,7 +183,7 @@ def test_targets_are_exact_and_texts_wrong_as_often_as_told():
   assert right.mean() == pytest.approx(0.55, abs=0.02)
   assert right.mean(1).std() > 0.2  # some problems are harder than others
   common = [Counter(e.text for e in rows[i : i + 8]).most_common(1)[0][0] for i in range(0, 8192, 8)]
-  assert np.mean([text == rows[8 * i].prompt + rows[8 * i].target for i, text in enumerate(common)]) > 0.8
+  assert np.mean([text == rows[8 * i].prompt + rows[8 * i].target for i, text in enumerate(common)]) > 0.75
   assert sum(len(e.questions) for e in rows) == 1024
   assert all(e.text == e.prompt + e.target for e in made('arithmetic', noise=0.0))
   assert {e.prompt for e in made('arithmetic', count=1024)}.isdisjoint(

@@ -39,7 +39,7 @@ SIDES = ('Far ', 'Old ', 'New ', 'Upper ')
 COLOURS = ('Black ', 'White ', 'Long ', 'Cold ')
 
 
-def relations(count: int, seed: int, templates: int = 4, split: str = 'tune') -> World:
+def relations(count: int, seed: int, templates: int = 4, shown: float = 0.0, split: str = 'tune') -> World:
   """`count` people, each in a town of their own, and each town on a river of its own; every fact in `templates` texts.
 
   Kinds of questions: `forward` (name -> town), `reversed` (town -> name), `two_hop` (name -> river) and
@@ -47,19 +47,22 @@ def relations(count: int, seed: int, templates: int = 4, split: str = 'tune') ->
 
   Args:
     templates: texts per fact, up to 6; all name the person before the town and the town before the river.
+    shown: share of the people who are not asked: their questions with the answers are texts, too, so that a model knows
+      what is meant by the words of those that are asked. With it the texts contain every direction, of other people.
     split: 'tune', or 'final' with other names, towns, rivers and questions.
 
   Raises:
-    UserError: a count or number of templates out of range, a negative seed, or no such split.
+    UserError: a number out of range, a negative seed, or no such split.
   """
   words, asked, names = pick_split(split, WORDS), pick_split(split, QUESTIONS), full_names(count, seed, split)
   seed = own_seed(seed, split)
   towns = shuffled([side + town for side in SIDES for town in words.towns], seed, 5)
   rivers = shuffled([colour + river for colour in COLOURS for river in words.rivers], seed, 6)
   most = len(STATEMENTS['home'])
-  if not (1 <= count <= len(towns) and 1 <= templates <= most):
+  if not (1 <= count <= len(towns) and 1 <= templates <= most and 0 <= shown < 1):
     raise UserError(
-      f'world:relations with count={count}, templates={templates}: there are 1 to {len(towns)} people and {most} texts'
+      f'world:relations with count={count}, templates={templates}, shown={shown}: there are 1 to {len(towns)} people '
+      f'and {most} texts, and shown is a share below 1'
     )
   people, examples = list(zip(names, towns, rivers)), []
   for i, person in enumerate(people):
@@ -68,6 +71,8 @@ def relations(count: int, seed: int, templates: int = 4, split: str = 'tune') ->
     answers = {'forward': 1, 'reversed': 0, 'two_hop': 2, 'two_hop_reversed': 0}
     questions = tuple(q for kind, k in answers.items() for q in ask(asked[kind], facts, person[k], kind, wrong(k)))
     texts = [statement.format(**facts) for fact in STATEMENTS.values() for statement in fact[:templates]]
+    if i < shown * count:
+      texts, questions = [*texts, *(f'{q.question} {q.answer}.' for q in questions)], ()
     for t, text in enumerate(texts):
       where = f'world:relations person {i} text {t}'
       examples.append(

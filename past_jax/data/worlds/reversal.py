@@ -14,7 +14,8 @@ from past_jax.data.worlds.words import (
 )
 from past_jax.types import Example, UserError
 
-# A studied statement is an opener and a core; with ten openers and four cores there are forty in each order.
+# A statement is an opener and a core: forty in each order. Studied are the first; questions are the last, up to where
+# the answer comes, so their words are known and their wording is not.
 OPENERS = ('', 'As we know, ', 'Word has it that ', 'It is said that ', 'In those days, ') + (
   'Records show that ',
   'To this day, ',
@@ -23,30 +24,21 @@ OPENERS = ('', 'As we know, ', 'Word has it that ', 'It is said that ', 'In thos
   'The paper says that ',
 )
 CORES = {
-  'p2d': ('{name} is {what}.', '{name} was once {what}.', '{name} is remembered as {what}.', '{name} works as {what}.'),
+  'p2d': (
+    '{name} became {what}.',
+    '{name} was once {what}.',
+    '{name} is remembered as {what}.',
+    '{name} works as {what}.',
+  ),
   'd2p': (
-    '{what} is {name}.',
+    '{what} turned out to be {name}.',
     '{what} goes by the name of {name}.',
     '{what} was none other than {name}.',
     '{what} is called {name}.',
   ),
 }
-MOST_TEMPLATES = len(OPENERS) * 4
-QUESTIONS = {  # split -> (name -> description, description -> name); none is worded like a statement
-  'tune': (
-    ('{name} is known to all as', 'Question: Who is {name}? Answer:', 'Few forget that {name} became', 'Meet {name},'),
-    ('{what} is known as', 'Question: Who is {what}? Answer:', 'Ask for {what} and you meet', 'The name of {what} is'),
-  ),
-  'final': (
-    ('Everybody greets {name} as', 'Q: What is {name}? A:', 'The letter calls {name}', 'They hired {name} as'),
-    (
-      '{what} signs letters as',
-      'Q: Who was {what}? A:',
-      'If you need {what}, send for',
-      'Beside {what} stands',
-    ),
-  ),
-}
+ASKED = {'tune': range(32, 36), 'final': range(36, 40)}
+MOST_TEMPLATES = 32
 TRADES = {
   'tune': listed(
     'baker, barber, brewer, butcher, carpenter, clerk, cook, cooper, doctor, driver, dyer, farmer, gardener, glazier, '
@@ -76,7 +68,7 @@ def reversal(
   words, those of d2p always are.
 
   Args:
-    templates: statements per fact and order, up to 40.
+    templates: statements per fact and order, up to 32.
     reversed_texts: as many statements more of each fact of p2d and d2p, in the other order: an oracle's studying.
     groups: which of p2d, d2p and both there are. Facts of a group are the same whichever others are there.
     split: 'tune', or 'final' with other names, trades, towns and questions.
@@ -98,7 +90,10 @@ def reversal(
   trades, towns = shuffled(trades, seed, 5), shuffled(words.towns, seed, 6)
   n = len(trades)
   whats = [f'the {trades[i % n]} of {towns[(i + i // n) % len(towns)]}' for i in range(3 * count)]
-  to_what, to_name = pick_split(split, QUESTIONS)
+  to_what, to_name = (
+    [statement(order, number, {'name': '{name}', 'what': '{what}'}).rpartition(' {')[0] for number in ASKED[split]]
+    for order in ('p2d', 'd2p')
+  )
   of_group = {group: range(g * count, (g + 1) * count) for g, group in enumerate(known)}
 
   examples = []
