@@ -248,7 +248,7 @@ def times(args, work: Work) -> dict:
 def memory(args, work: Work) -> dict:
   """Peak memory of fresh processes that load the model and make a few steps, and nothing else.
 
-  Ours twice: `ours` is what an update takes, `ours_kept` with the memory that a large machine keeps for speed (heap.py).
+  Ours twice: `ours` is what an update takes, `ours_kept` with what a large machine keeps for speed (heap.py).
   """
   ours_program, peer_programs = programs(args)
   spec = dataclasses.asdict(work)
