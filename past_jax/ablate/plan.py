@@ -84,7 +84,9 @@ def jobs(
     prepared: dict[str, Job] = {}
 
     def job(name: str, arm: Arm, extra: Mapping[str, Any], prepares: bool, seed=seed, prepared=prepared) -> Job:
-      keys = {**dict.fromkeys(sweep.seeded, seed), **arm.set, **extra}
+      # Seeds last: one may be a key of a dict that the arm sets. What an arm sets itself stays.
+      keys = {**arm.set, **extra}
+      keys |= {key: seed for key in sweep.seeded if key not in keys}
       flags = (f'--config={arm.config}', *(flag(key, value) for key, value in keys.items()))
       config = json.loads(json.dumps(resolve(flags), default=list))
       after = prepared[arm.start] if arm.start else None
