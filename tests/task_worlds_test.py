@@ -8,7 +8,7 @@ import pytest
 
 from past_jax.data.worlds import TABLE, instructions
 from past_jax.data.worlds.biographies import SENTENCES
-from past_jax.data.worlds.reversal import CORES, MOST_TEMPLATES, OPENERS, statement
+from past_jax.data.worlds.reversal import CORES, MOST_TEMPLATES, OPENERS, all_facts, statement
 from past_jax.types import Example, UserError
 
 SMALL = {name: dict(count=12, seed=1) for name in TABLE}
@@ -48,7 +48,7 @@ def test_the_splits_share_no_question_and_no_entity(name):
   asked = lambda examples: {q.question for e in examples for q in e.questions}
   assert not asked(tune) & asked(final)
   assert not {(e.prompt, e.text) for e in tune} & {(e.prompt, e.text) for e in final}
-  if name in ('arithmetic', 'chains', 'guidance', 'instructions', 'preferences'):
+  if name in ('arithmetic', 'chains', 'guidance', 'instructions', 'notes', 'preferences'):
     return
   templates = lambda examples: {re.sub(r'\b[A-Z][a-z]+\b', '', q) for q in asked(examples)}
   assert not templates(tune) & templates(final)
@@ -269,3 +269,33 @@ def test_guidance_is_held_out_for_both_orders():
     told = [text for text in texts if owner in text]
     assert len(told) == 3 and not any(q.question in text for text in texts)
     assert all((text.index(owner) < text.index(q.answer)) == (q.kind == 'forward') for text in told)
+
+
+# --- notes --------------------------------------------------------------------------------------------------------
+
+
+def test_notes_are_about_others_than_the_facts_to_be_studied():
+  studied = TABLE['reversal'](count=16, seed=1).examples
+  documents = made('notes', count=300)
+  known = {e.text.partition('is ')[0] for e in studied} | {q.answer for e in studied for q in e.questions}
+  assert not [e.text for e in documents if any(entity in e.text for entity in known if len(entity) > 8)]
+  assert all(re.fullmatch(r'Text: .+\.\nNote: .+\.', e.text) for e in documents)
+
+
+@pytest.mark.parametrize('wrong, turned', [(0.0, 0.0), (1.0, 0.0), (0.5, 1.0), (0.3, 0.5)])
+def test_shares_of_notes_that_are_wrong_or_turned_round(wrong, turned):
+  documents = made('notes', count=300, wrong=wrong, turned=turned)
+  (questions,) = zip(*(e.questions for e in documents))
+  backwards = np.array([q.kind == 'note_turned' for q in questions])
+  notes = [e.text.partition('Note:')[2] for e in documents]
+  right = np.array([q.answer in note for q, note in zip(questions, notes)])
+  assert backwards.mean() == pytest.approx(turned, abs=0.07)
+  assert 1 - right.mean() == pytest.approx(wrong, abs=0.07)
+  for e, q in zip(documents, questions):
+    assert e.text.startswith(q.question.partition('Note:')[0]) and q.answer.split()[-1] in e.text
+
+
+def test_facts_are_distinct():
+  for split in ('tune', 'final'):
+    names, whats = all_facts(3, split)
+    assert len(set(names)) == len(set(whats)) == len(names) == 480

@@ -77,15 +77,15 @@ def jobs(
   Args:
     resolve: flags -> the resolved config as nested dicts; raises UserError for what is wrong with them.
     code: hash of the code, part of every folder's name: a run that was interrupted is never finished by other code.
-    final: with the sweep's `final` keys.
+    final: with the sweep's `final` keys, which arms and preparing runs get.
   """
   out = []
   for seed in seeds:
     prepared: dict[str, Job] = {}
 
-    def job(name: str, arm: Arm, extra: Mapping[str, Any], prepares: bool, seed=seed, prepared=prepared) -> Job:
+    def job(name: str, arm: Arm, prepares: bool, seed=seed, prepared=prepared) -> Job:
       # Seeds last: one may be a key of a dict that the arm sets. What an arm sets itself stays.
-      keys = {**arm.set, **extra}
+      keys = {**arm.set, **(sweep.final if final else {})}
       keys |= {key: seed for key in sweep.seeded if key not in keys}
       flags = (f'--config={arm.config}', *(flag(key, value) for key, value in keys.items()))
       config = json.loads(json.dumps(resolve(flags), default=list))
@@ -102,7 +102,7 @@ def jobs(
         needed.add(name)
         starts.append(sweep.prepare[name].start)
     for name in (name for name in sweep.prepare if name in needed):
-      prepared[name] = job(name, sweep.prepare[name], {}, True)
+      prepared[name] = job(name, sweep.prepare[name], True)
     out += prepared.values()
-    out += [job(name, sweep.arms[name], sweep.final if final else {}, False) for name in arms]
+    out += [job(name, sweep.arms[name], False) for name in arms]
   return out

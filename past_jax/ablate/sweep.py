@@ -6,6 +6,7 @@ A sweep file defines get_sweep() -> Sweep. Nothing here runs anything, and impor
 import dataclasses
 import difflib
 import importlib.util
+import re
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,8 +86,8 @@ class Sweep:
   arms: Mapping[str, Arm]
   claims: tuple[Claim, ...]
   prepare: Mapping[str, Arm] = dataclasses.field(default_factory=dict)  # one may start from one that is named before it
-  final: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # keys of all arms for the final questions
-  seeded: tuple[str, ...] = ('seed',)  # keys that are the run's seed, those of prepare included
+  final: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # keys of all runs that make the questions final
+  seeded: tuple[str, ...] = ('seed',)  # keys that are the run's seed, where it does not set them itself
   budget: str = 'steps'  # steps | tokens | none: what the arms of a contrast must have in common
   tolerance: float = 0.1  # share by which tokens may differ
   minutes: float = 20.0  # of one run, above which it is stopped; it can be resumed
@@ -114,6 +115,9 @@ def problems(sweep: Sweep) -> list[str]:
     out.append(f'budget={sweep.budget!r}: choose one of {", ".join(BUDGETS)}.{near(sweep.budget, BUDGETS)}')
   if both := set(sweep.prepare) & set(sweep.arms):
     out.append(f'{", ".join(sorted(both))}: a name is either of a preparing run or of an arm.')
+  for name in (*sweep.prepare, *sweep.arms):
+    if not re.fullmatch(r'[A-Za-z0-9][\w.+-]*', name):
+      out.append(f'arm {name!r}: names have letters, digits and any of _.+- in them: folders are named after them.')
   before = []
   for name, arm in sweep.prepare.items():
     if arm.start and arm.start not in before:

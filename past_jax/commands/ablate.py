@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -63,7 +64,7 @@ def ablate(file: Path, workdir: Path, values: flags.FlagValues) -> int:
   if values.dry_run:
     for job in jobs:
       print(f'{job.title}: {"to run" if job in missing else "not needed" if job.prepares else "on file"}')
-      print(''.join(f'  {" ".join(argv)}\n' for argv in job.commands if job in missing), end='')
+      print(''.join(f'  {shlex.join(argv)}\n' for argv in job.commands if job in missing), end='')
     print(f'{len(missing)} runs.')
     return 0
 
