@@ -107,6 +107,7 @@ WRONG = [
   (dataclasses.replace(SMALL, arms={'a': Arm(CONFIG, start='bass')}), "'bass'", "'base'"),
   (dataclasses.replace(SMALL, claims=SMALL.claims * 2), 'X1 stands twice', ''),
   (dataclasses.replace(SMALL, arms={'a/b': Arm(CONFIG)}), "arm 'a/b': names have letters", ''),
+  (dataclasses.replace(SMALL, arms={'a': Arm(CONFIG, shift={'data.seed': 1})}), "'a' shifts data.seed", ''),
   (changed(contrasts=()), 'no contrasts', ''),
   (changed(budget='stepps'), "'stepps'", "'steps'"),
   (changed(budget='none'), 'say why in its note', ''),
@@ -207,6 +208,14 @@ def test_jobs_come_after_what_they_start_from_and_seed_by_seed():
   assert later.commands[1][-2:] == (f'--workdir={later.folder}', f'--out={later.model}')
   assert {j.name for j in jobs_of(arms=('b',))} == {'b'}
   assert '--config.eval.questions=4' in a.flags and '--config.eval.questions=4' in base.flags
+
+
+def test_seeds_go_where_a_run_does_not_set_them_itself():
+  arms = {'a': Arm(CONFIG), 'b': Arm(CONFIG, {'data.seed': 7}), 'c': Arm(CONFIG, shift={'data.seed': 100})}
+  seeds = {}
+  for job in jobs_of(dataclasses.replace(SMALL, arms=arms, seeded=('seed', 'data.seed')), (3,), tuple(arms)):
+    seeds[job.name] = [f.partition('=')[2] for f in job.flags if f.startswith(('--config.seed', '--config.data.seed'))]
+  assert seeds == {'a': ['3', '3'], 'b': ['7', '3'], 'c': ['3', '103']}
 
 
 def test_a_hash_is_of_what_is_computed_and_a_folder_also_of_the_code():

@@ -24,13 +24,14 @@ def texts(templates: int, reversed_texts: int = 0) -> Arm:
     {
       'data.source': 'world:reversal',
       'data.world': dict(count=16, seed=0, templates=templates, reversed_texts=reversed_texts, split='tune'),
-      'view.text_length': 80,
+      'view.text_length': 92,
       'study.rounds': 1,
       'study.batch': 64,
       'study.sample_prompts': 64,
       'study.curriculum': dict(name='constant', prompts=0, epochs=STEPS * 64 // rows),
       'study.losses': dict(text=dict(nll=dict(weight=1.0))),
       'eval.answer_length': 40,
+      'eval.chunk': 64,
       'eval.heldout': '',
     },
   )

@@ -86,7 +86,7 @@ def jobs(
     def job(name: str, arm: Arm, prepares: bool, seed=seed, prepared=prepared) -> Job:
       # Seeds last: one may be a key of a dict that the arm sets. What an arm sets itself stays.
       keys = {**arm.set, **(sweep.final if final else {})}
-      keys |= {key: seed for key in sweep.seeded if key not in keys}
+      keys |= {key: seed + arm.shift.get(key, 0) for key in sweep.seeded if key not in keys}
       flags = (f'--config={arm.config}', *(flag(key, value) for key, value in keys.items()))
       config = json.loads(json.dumps(resolve(flags), default=list))
       after = prepared[arm.start] if arm.start else None

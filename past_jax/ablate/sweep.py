@@ -28,6 +28,7 @@ class Arm:
   config: str  # FILE.py[:ARGS]
   set: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # as --config.KEY=VALUE
   start: str = ''  # the preparing run whose exported model is this one's model.spec; '': the config's own
+  shift: Mapping[str, int] = dataclasses.field(default_factory=dict)  # seeded key -> what is added to the seed there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +119,9 @@ def problems(sweep: Sweep) -> list[str]:
   for name in (*sweep.prepare, *sweep.arms):
     if not re.fullmatch(r'[A-Za-z0-9][\w.+-]*', name):
       out.append(f'arm {name!r}: names have letters, digits and any of _.+- in them: folders are named after them.')
+  for name, arm in (*sweep.prepare.items(), *sweep.arms.items()):
+    if strange := set(arm.shift) - set(sweep.seeded):
+      out.append(f'arm {name!r} shifts {", ".join(sorted(strange))}, which is none of seeded={sweep.seeded}.')
   before = []
   for name, arm in sweep.prepare.items():
     if arm.start and arm.start not in before:

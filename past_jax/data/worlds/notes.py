@@ -35,7 +35,7 @@ def notes(count: int, seed: int, skip: int = 48, wrong: float = 0.3, turned: flo
   for i in range(count):
     luck, pick = dice(own_seed(seed, split), i, 12, size=1 << 12)
     name, what = pick(people)
-    text = statement('p2d', pick(range(10)), {'name': name, 'what': what})
+    text = statement('p2d', pick(range(4)), {'name': name, 'what': what})
     other = pick(people) if next(luck) < wrong else (name, what)
     order = 'd2p' if next(luck) < turned else 'p2d'
     # A wrong note keeps what it begins with: who does not check it takes it for a good one.
