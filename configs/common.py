@@ -94,6 +94,7 @@ def base(size: str) -> ConfigDict:
     chosen='',
     rejected='',
     preference='',  # a number from 1 (chosen's column is better) to 2 (rejected's)
+    choices='',  # a list, of which the target is one
     limit=0,  # 0: all
     on_error='stop',  # stop | skip: malformed rows
     shuffle=True,
@@ -134,6 +135,12 @@ def base(size: str) -> ConfigDict:
     heldout_texts=8 if tiny else 32,
     heldout_length=64 if tiny else 80,
     heldout_chunk=8,
+    # NAME: keys, as {'forced_choice': {'distractors': 3}, 'accuracy': {'rule': 'last_number'}}: past_jax/evals.
+    tasks=dict(closed_book=dict()),
+    # KIND: source to ask questions of, read as config.data says, but for these two; none: the studied rows are asked.
+    sources=dict(),
+    split='test',
+    skip=0,  # rows at the beginning of each source that are not asked: those that are studied, if it is the same one
   )
   c.checkpoint = dict(every=1, keep=2)  # rounds between checkpoints; how many are kept
   c.log = dict(groups=64)  # groups per round that are written for the report

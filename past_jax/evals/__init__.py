@@ -1,1 +1,11 @@
-"""Evaluations: evaluate(params, tick) -> (metrics, samples for people)."""
+"""Evaluations: run(params, tick, before) -> (metrics, samples for people); the names of config.eval.tasks."""
+
+from past_jax.evals import accuracy, choices, closed_book, pairs
+
+TABLE = {
+  'accuracy': accuracy.accuracy,
+  'closed_book': closed_book.closed_book,
+  'forced_choice': choices.forced_choice,
+  'multiple_choice': choices.multiple_choice,
+  'pair_accuracy': pairs.pair_accuracy,
+}
