@@ -299,3 +299,12 @@ def test_facts_are_distinct():
   for split in ('tune', 'final'):
     names, whats = all_facts(3, split)
     assert len(set(names)) == len(set(whats)) == len(names) == 480
+
+
+def test_the_worst_may_be_rejected_and_nothing_else_changes():
+  anyone, worst = made('preferences', count=100), made('preferences', count=100, rejected='worst')
+  marks = [[instructions.marks(e.anchors[1], e) for e in examples] for examples in (anyone, worst)]
+  assert all(b <= a for a, b in zip(*marks)) and marks[0] != marks[1]
+  assert [(e.prompt, e.anchors[0], e.target) for e in anyone] == [(e.prompt, e.anchors[0], e.target) for e in worst]
+  with pytest.raises(UserError, match="rejected='best': choose one of random, worst"):
+    made('preferences', rejected='best')

@@ -62,6 +62,7 @@ def study(args: str = '', start: str = 'base', epochs: int = EPOCHS, **keys) -> 
       'study.generator.length': 72,
       'study.curriculum': dict(name='constant', temperature=1.0, prompts=64, epochs=epochs),
       'study.replay_batch': 2,
+      'eval.tasks': {'closed_book': {}, 'forced_choice': {}},
       'eval.answer_length': 40,
       'eval.chunk': 64,
       'eval.heldout': '',

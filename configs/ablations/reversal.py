@@ -30,6 +30,7 @@ def texts(templates: int, reversed_texts: int = 0) -> Arm:
       'study.sample_prompts': 64,
       'study.curriculum': dict(name='constant', prompts=0, epochs=STEPS * 64 // rows),
       'study.losses': dict(text=dict(nll=dict(weight=1.0))),
+      'eval.tasks': {'closed_book': {}, 'forced_choice': {}},
       'eval.answer_length': 40,
       'eval.chunk': 64,
       'eval.heldout': '',
