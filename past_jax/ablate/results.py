@@ -40,7 +40,11 @@ def write(path: Path, content: Mapping) -> None:
   """In one piece: whoever reads it, or is killed, sees the old file or the new one."""
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + '\n', encoding='utf-8')
+  line = lambda value: json.dumps(value, ensure_ascii=False, allow_nan=False)
+  runs = ','.join(f'\n  {line(run)}' for run in content.get('runs', ()))  # a line each: so a diff shows what has come
+  parts = [f' {line(key)}: {f"[{runs}]" if key == "runs" else line(value)}' for key, value in content.items()]
+  text = '{\n' + ',\n'.join(parts) + '\n}\n'
+  temporary.write_text(text, encoding='utf-8')
   os.replace(temporary, path)
 
 

@@ -77,7 +77,7 @@ def why(job: Job, code: int) -> str:
   lines = (job.folder / 'log.txt').read_text(errors='replace').strip().splitlines()
   last = lines[-1].strip() if lines else 'it said nothing'
   what = 'stopped before its end' if code == 0 else f'ended by signal {-code}' if code < 0 else f'exit code {code}'
-  return f'{what}: {last[:300]} (see {job.folder / "log.txt"})'
+  return f'{what}: {last[:300]}'
 
 
 def environment(slots: int, cache: Path) -> dict[str, str]:
@@ -131,7 +131,7 @@ def run(
         outcome = process.poll()
         if outcome is None and time.monotonic() - process.started > seconds:
           halt([process])
-          late = f'took longer than {seconds / 60:g} minutes; what it saved is kept (see {process.job.folder})'
+          late = f'took longer than {seconds / 60:g} minutes; what it saved is kept'
           outcome = process.poll()
           outcome = outcome._replace(error=outcome.error and late)
         if outcome:

@@ -73,7 +73,8 @@ def ablate(file: Path, workdir: Path, values: flags.FlagValues) -> int:
   def done(outcome: processes.Outcome) -> None:
     error = session.done(outcome)
     bar.advance()
-    bar.note(f'{outcome.job.title}: {f"FAILED, {error}" if error else f"{outcome.seconds:.0f} s"}')
+    how = f'FAILED, {error} ({outcome.job.folder}/log.txt)' if error else f'{outcome.seconds:.0f} s'
+    bar.note(f'{outcome.job.title}: {how}')
 
   surroundings = processes.environment(values.jobs, session.workdir / 'compiled')
   launch = lambda job: processes.Process(job, surroundings)
@@ -101,6 +102,9 @@ def conclude(file: Path, content: dict, path: Path, results: Path | None) -> int
   print(f'Results: {path}')
   if results and (file.parent / table.CLAIMS).exists():
     write_table(file.parent, results)
+  else:
+    text = table.detail(content, path, lambda figure: figure.name)
+    path.with_suffix('.md').write_text(text, encoding='utf-8')
   failed = sum(bool(run['error']) for run in content['runs'])
   if failed:
     print(f'past ablate: {failed} runs failed; the same command tries them again.', file=sys.stderr)
