@@ -341,7 +341,7 @@ def finish(job, score, tokens=100, steps=4, when=('before', 'after')):
   (job.folder / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
   evaluations = [{'when': w, 'step': 0, 'metrics': {'score': score * (w == 'after')}, 'samples': []} for w in when]
   (job.folder / 'evaluations.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in evaluations))
-  (job.folder / 'timing.json').write_text('{}')
+  (job.folder / 'timing.json').write_text('{"total": 12.34}')
 
 
 def session(tmp_path, made=SMALL):
@@ -426,7 +426,7 @@ def test_figures_of_steps(tmp_path):
   finish(job, 0.5, tokens=1600, steps=16)
   names = ('first:loss', 'tail:loss', 'mean:loss', 'sum:loss', 'change:score')
   record = figures.read(job.folder, names)
-  assert (record['steps'], record['tokens']) == (16, 1600)
+  assert (record['steps'], record['tokens'], record['seconds']) == (16, 1600, 12.3)
   assert [figures.value(record, name) for name in names] == [0, 14.5, 7.5, 120, 0.5]
   with pytest.raises(UserError, match='metrics.jsonl'):
     figures.read(job.folder, ['mean:lss'])

@@ -1,5 +1,6 @@
 """The figures of a finished run, read from its workdir."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ class NoSuchMetric(UserError):
 
 
 def read(workdir: Path, metrics: Sequence[str]) -> dict:
-  """{'steps', 'tokens', 'figures': {WHEN:NAME: value}}: all of the evaluations, and those of the steps in `metrics`.
+  """{'steps', 'tokens', 'seconds', 'figures': {WHEN:NAME: value}}: of evaluations all, of steps what `metrics` has.
 
   Raises:
     NoSuchMetric: the run has not all of `metrics`.
@@ -30,7 +31,9 @@ def read(workdir: Path, metrics: Sequence[str]) -> dict:
     values = [row[name] for row in steps if isinstance(row.get(name), int | float)]
     if when in STEPS and values:
       figures[metric] = summary(when, values)
-  out = {'steps': len(steps), 'tokens': sum(row['num_tokens'] for row in steps), 'figures': figures}
+  seconds = json.loads((workdir / 'timing.json').read_text())['total']  # of all processes that were at it
+  tokens = sum(row['num_tokens'] for row in steps)
+  out = {'steps': len(steps), 'tokens': tokens, 'seconds': round(seconds, 1), 'figures': figures}
   for metric in metrics:
     value(out, metric)
   return out

@@ -65,7 +65,7 @@ class Session:
     job, error = outcome.job, outcome.error
     if job.prepares:
       return error
-    read = {'steps': 0, 'tokens': 0, 'figures': {}}
+    read = {'steps': 0, 'tokens': 0, 'seconds': round(outcome.seconds, 1), 'figures': {}}
     if not error:
       try:
         read = figures.read(job.folder, self.sweep.metrics(job.name))
@@ -74,7 +74,7 @@ class Session:
       except UserError as wrong:
         error = str(wrong)
     record = {'arm': job.name, 'seed': job.seed, 'config': job.config, 'code': self.code, 'commit': self.commit}
-    self.records[job.name, job.seed] = record | {'error': error, 'seconds': round(outcome.seconds, 1)} | read
+    self.records[job.name, job.seed] = record | {'error': error} | read
     self.save()
     return error
 
