@@ -83,7 +83,7 @@ def test_a_sweep_from_nothing_to_its_figure(sweep, tmp_path, capsys):
   ]
   assert list(contrast['values'].values()) == values and contrast['mean'] > 0
   assert (content['claims']['X1']['verdict'], content['claims']['X1']['seeds']) == ('not run', 2)
-  assert ended['slow', 0]['figures']['before:closed_book/forward/questions'] == 4
+  assert ended['slow', 0]['figures']['before:closed_book/forward/questions'] == 2  # of 4: both kinds
   assert ended['slow', 0]['config'] != ended['slow', 1]['config'] and ended['slow', 0]['tokens'] > 0
   assert '<svg' in results.with_suffix('.svg').read_text()
   assert '![Arms of tiny](tiny.svg)' in results.with_suffix('.md').read_text()

@@ -158,8 +158,10 @@ def show(content: dict) -> None:
   for id_, claim in content['claims'].items():
     for c in claim['contrasts']:
       found = (f'{c["mean"]:+.3g}', f'[{c["low"]:+.3g}, {c["high"]:+.3g}]') if 'mean' in c else ('-', '-')
-      body.append((id_, f'{c["label"]}, {c["metric"]}', *found, str(len(c['values'])), claim['verdict']))
-  Console().print(as_table(body, ('claim', 'contrast', 'mean', '95 % interval', 'seeds', 'verdict')))
+      body.append((id_, *found, str(len(c['values'])), claim['verdict'], f'{c["label"]}, {c["metric"]}'))
+  shown = as_table(body, ('claim', 'mean', '95 % interval', 'seeds', 'verdict', 'contrast'))
+  shown.columns[-1].no_wrap, shown.columns[-1].justify = False, 'left'
+  Console().print(shown)
   for id_, claim in content['claims'].items():
     if claim['note']:
       print(f'{id_}: {claim["note"]}')
