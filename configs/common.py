@@ -98,7 +98,7 @@ def base(size: str) -> ConfigDict:
     limit=0,  # 0: all
     on_error='stop',  # stop | skip: malformed rows
     shuffle=True,
-    world=dict(count=8 if tiny else 12, seed=0, relations=False),
+    world=dict(count=8 if tiny else 12, seed=0, relations=False, split='tune'),
     replay='general',  # general | '': texts to replay against forgetting
   )
   c.view = dict(

@@ -17,7 +17,7 @@ minibatch is `batch` pairs, the last of an epoch what is left. Rows with an empt
 are no pairs: they are counted and weigh nothing (kto learns from single ones, so from all that are not empty).
 --config.data.shuffle=false trains in the data's order.
 
-size=tiny: instructions such as 'sort d b a c with commas:', answers of four imperfect responders (data/worlds.py).
+size=tiny: instructions such as 'sort d b a c with commas:', answers of four imperfect responders (docs/tasks.md).
 Two CPU cores: half a minute; seed 0, four epochs: the model tells 0.48, 0.87, 0.97, 0.97 of the pairs it is trained on
 (rewards/accuracies, mean of each epoch) at a margin of 0.01, 0.16, 0.28, 0.37. It learns to rank, from nothing; to
 answer it would have to be pretrained (closed-book questions are the instructions: 0 of 12 before and after).
@@ -35,7 +35,7 @@ def get_config(arg=''):
   tiny = a.size == 'tiny'
   c.data.update(text='', prompt='prompt', chosen='chosen', rejected='rejected', replay='')
   if tiny:
-    c.data.source, c.data.world = 'world:preferences', dict(count=60, seed=0, flips=0.0)
+    c.data.source, c.data.world = 'world:preferences', dict(count=60, seed=0, flips=0.0, split='tune')
   else:
     c.data.source = 'prefs.jsonl'
   c.view.update(instruction='{prompt}', train_view='same', train_instruction='', anchors=2)

@@ -78,7 +78,7 @@ STAGE_KEYS = {
 }
 # The same for components' keys, where the type of the default does not say it all; or (least, most).
 BOUNDS = {
-  **dict.fromkeys(('group', 'length', 'chunk', 'ngram', 'target_length', 'count'), 1),
+  **dict.fromkeys(('group', 'length', 'chunk', 'ngram', 'target_length', 'count', 'samples', 'distractors'), 1),
   **{'prompt_length': 2, 'seed': 0, 'opponents': 0, 'slots': 0, 'top_k': 0},
   **dict.fromkeys(('max_overlap', 'lr', 'eps', 'weight_decay', 'clip'), 0.0),
   **dict.fromkeys(('flips', 'top_p', 'min_p', 'b1', 'b2', 'momentum', 'decay'), (0.0, 1.0)),
@@ -512,6 +512,8 @@ def check_model(config, model: models.Model) -> list[str]:
     'view.text_length': view.text_length,
     'eval.heldout_length': e.heldout_length,
   }
+  if 'pair_accuracy' in e.tasks:
+    lengths['view.prompt_length + view.text_length'] = view.prompt_length + view.text_length
   for name in config.stages:
     s = config[name]
     if 'replay' in s.losses:
@@ -556,24 +558,28 @@ def load_examples(config) -> sources.Loaded:
 def load_questions(config, examples: Sequence[Example]) -> tuple[list[Example], list[tuple[int, Question]]]:
   """(rows that are evaluated on, (number of the row, question) pairs): the studied rows, or those of eval.sources.
 
-  A row without questions is asked its prompt. The kinds of a source's questions are its key in config.eval.sources,
-  or, where its rows have questions of several kinds, these after it.
+  A row without questions is asked its prompt, unless it is a world's. The kinds of a source's questions are its key in
+  config.eval.sources, or, where its rows have questions of several kinds, these after it.
 
   Raises:
     UserError: a source cannot be read, or has no row left after the first config.eval.skip.
   """
   e = config.eval
-  asked = lambda x: x.questions or ((Question(x.prompt, x.target.strip()),) if x.prompt and not x.messages else ())
+
+  def asked(x: Example, source: str) -> tuple[Question, ...]:
+    bare = x.prompt and not x.messages and not source.startswith('world:')
+    return x.questions or ((Question(x.prompt, x.target.strip()),) if bare else ())
+
   if not e.sources:
-    return list(examples), [(i, q) for i, x in enumerate(examples) for q in asked(x)]
+    return list(examples), [(i, q) for i, x in enumerate(examples) for q in asked(x, config.data.source)]
   rows, questions = [], []
   for kind, source in e.sources.items():
     found = load(config, source, e.split, 0).examples[e.skip :]
     if not found:
       raise UserError(f'config.eval.skip={e.skip} leaves no row of config.eval.sources.{kind}={source!r}.')
-    several = len({q.kind for x in found for q in asked(x)}) > 1
+    several = len({q.kind for x in found for q in asked(x, source)}) > 1
     for x in found:
-      for q in asked(x):
+      for q in asked(x, source):
         questions.append((len(rows), q._replace(kind=f'{kind}/{q.kind}' if several else kind)))
       rows.append(x)
   return rows, questions

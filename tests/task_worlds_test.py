@@ -6,12 +6,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from past_jax.data.worlds import TABLE, instructions
+from past_jax.data.worlds import TABLE, instructions, notes
 from past_jax.data.worlds.biographies import SENTENCES
-from past_jax.data.worlds.reversal import CORES, MOST_TEMPLATES, OPENERS, all_facts, statement
+from past_jax.data.worlds.reversal import CORES, MOST_TEMPLATES, OPENERS, statement
 from past_jax.types import Example, UserError
 
-SMALL = {name: dict(count=12, seed=1) for name in TABLE}
+NAMES = sorted(set(TABLE) - {'reasoning'})  # needs a package: tests/reasoning_test.py
+SMALL = {name: dict(count=12, seed=1) for name in NAMES}
 SMALL['people'] |= dict(relations=True)
 SMALL['reversal'] |= dict(count=5, reversed_texts=1)
 
@@ -20,7 +21,7 @@ def made(name, **keys):
   return TABLE[name](**SMALL[name] | keys).examples
 
 
-@pytest.mark.parametrize('name', TABLE)
+@pytest.mark.parametrize('name', NAMES)
 def test_a_world_is_a_function_of_its_keys(name):
   assert made(name) == made(name) != made(name, seed=2)
   assert len({e.where for e in made(name)}) == len(made(name))
@@ -32,17 +33,17 @@ def test_a_world_is_a_function_of_its_keys(name):
     made(name, count=0)
 
 
-@pytest.mark.parametrize('name', TABLE)
+@pytest.mark.parametrize('name', NAMES)
 def test_questions_are_fit_to_be_asked(name):
   asked = [q for e in made(name, **{'count': 60} if name == 'guidance' else {}) for q in e.questions]
-  assert asked
+  assert asked or name == 'notes'
   for q in asked:
     assert q.question == q.question.strip() and q.answer == q.answer.strip() != ''
     if q.choices:
       assert q.choices[0] == q.answer and len(set(q.choices)) == len(q.choices) > 1
 
 
-@pytest.mark.parametrize('name', TABLE)
+@pytest.mark.parametrize('name', NAMES)
 def test_the_splits_share_no_question_and_no_entity(name):
   tune, final = (made(name, split=split) for split in ('tune', 'final'))
   asked = lambda examples: {q.question for e in examples for q in e.questions}
@@ -167,7 +168,7 @@ def test_targets_are_exact_and_texts_wrong_as_often_as_told():
   assert right.mean() == pytest.approx(0.55, abs=0.02)
   assert right.mean(1).std() > 0.2  # some problems are harder than others
   common = [Counter(e.text for e in rows[i : i + 8]).most_common(1)[0][0] for i in range(0, 8192, 8)]
-  assert np.mean([text == rows[8 * i].prompt + rows[8 * i].target for i, text in enumerate(common)]) > 0.8
+  assert np.mean([text == rows[8 * i].prompt + rows[8 * i].target for i, text in enumerate(common)]) > 0.75
   assert sum(len(e.questions) for e in rows) == 1024
   assert all(e.text == e.prompt + e.target for e in made('arithmetic', noise=0.0))
   assert {e.prompt for e in made('arithmetic', count=1024)}.isdisjoint(
@@ -271,34 +272,10 @@ def test_guidance_is_held_out_for_both_orders():
     assert all((text.index(owner) < text.index(q.answer)) == (q.kind == 'forward') for text in told)
 
 
-# --- notes --------------------------------------------------------------------------------------------------------
-
-
-def test_notes_are_about_others_than_the_facts_to_be_studied():
-  studied = TABLE['reversal'](count=16, seed=1).examples
-  documents = made('notes', count=300)
-  known = {e.text.partition('is ')[0] for e in studied} | {q.answer for e in studied for q in e.questions}
-  assert not [e.text for e in documents if any(entity in e.text for entity in known if len(entity) > 8)]
-  assert all(re.fullmatch(r'Text: .+\.\nNote: .+\.', e.text) for e in documents)
-
-
-@pytest.mark.parametrize('wrong, turned', [(0.0, 0.0), (1.0, 0.0), (0.5, 1.0), (0.3, 0.5)])
-def test_shares_of_notes_that_are_wrong_or_turned_round(wrong, turned):
-  documents = made('notes', count=300, wrong=wrong, turned=turned)
-  (questions,) = zip(*(e.questions for e in documents))
-  backwards = np.array([q.kind == 'note_turned' for q in questions])
-  notes = [e.text.partition('Note:')[2] for e in documents]
-  right = np.array([q.answer in note for q, note in zip(questions, notes)])
-  assert backwards.mean() == pytest.approx(turned, abs=0.07)
-  assert 1 - right.mean() == pytest.approx(wrong, abs=0.07)
-  for e, q in zip(documents, questions):
-    assert e.text.startswith(q.question.partition('Note:')[0]) and q.answer.split()[-1] in e.text
-
-
-def test_facts_are_distinct():
-  for split in ('tune', 'final'):
-    names, whats = all_facts(3, split)
-    assert len(set(names)) == len(set(whats)) == len(names) == 480
+@pytest.mark.parametrize('split', ['tune', 'final'])
+def test_no_two_people_have_the_same_description(split):
+  whats = [q.answer for e in made('reversal', count=160, templates=1, split=split) for q in e.questions[:1]]
+  assert len(set(whats)) == len(whats) == 3 * 160
 
 
 def test_the_worst_may_be_rejected_and_nothing_else_changes():
@@ -308,3 +285,21 @@ def test_the_worst_may_be_rejected_and_nothing_else_changes():
   assert [(e.prompt, e.anchors[0], e.target) for e in anyone] == [(e.prompt, e.anchors[0], e.target) for e in worst]
   with pytest.raises(UserError, match="rejected='best': choose one of random, worst"):
     made('preferences', rejected='best')
+
+
+def test_notes_are_what_they_are_called_and_about_others():
+  rows = made('notes', count=200)
+  assert Counter(e.where.split()[-1] for e in rows).keys() == set(notes.KINDS)
+  studied = {word for full in TABLE['reversal'](count=20, seed=1).names for word in full.split()}
+  for e in rows:
+    kind, told = e.where.split()[-1], re.search('Text: (.*)\\n', e.text)[1]
+    assert e.text == f'{e.prompt}{e.target}\n' and e.prompt == f'Text: {told}\nNote:'
+    assert not set(re.findall(r'\w+', e.text)) & studied
+    source = Example(text=told)
+    assert notes.faithful(e.target, source) == (kind != 'wrong') or kind == 'wrong'
+    assert notes.reverses(e.target, source) == (kind == 'reversed')
+    assert (e.target.strip() == told) == (kind == 'copy') or kind == 'paraphrase'
+  assert np.mean([notes.faithful(e.target, e) for e in rows if e.where.endswith('wrong')]) < 0.2
+  assert {e.where.split()[-1] for e in made('notes', count=50, kinds=('copy', 'wrong'))} == {'copy', 'wrong'}
+  with pytest.raises(UserError, match='only statements'):
+    notes.faithful('x', Example(text='nothing', where='rows.jsonl:1'))

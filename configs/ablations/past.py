@@ -2,11 +2,10 @@
 
 World: `world:reversal`, 16 facts 'NAME is DESCRIPTION' in four wordings, always the name first; the model is asked
 for both, in wordings of its own. The base (0.1M parameters, bytes) has been pretrained on 'Text: ... Note: ...' about
-other people of the same world (`world:notes`): half of its notes turn the text round, a third are about somebody
-else, so that there is something to judge. B7 compares with a base that has never seen a note turned round. In a round
-it takes K notes of each text; the judge is the gain in the text's likelihood from reading the note, by the frozen
-base; notes are learnt without the text in view. Final questions, names, trades and towns are others than those of
-tuning.
+people of the other split (`world:notes`): copies, paraphrases, notes in the other order and wrong ones, so that there
+is something to judge. B7 compares with a base that has never seen a note in the other order. In a round it takes K
+notes of each text; the judge is the gain in the text's likelihood from reading the note, by the frozen base; notes are
+learnt without the text in view. Final questions, names, trades and towns are others than those of tuning.
 
 Controls that no claim reads: a judge that throws dice, with and without DPO (shuffled pairs).
 
@@ -19,25 +18,27 @@ REVERSED = 'after:closed_book/reversed/logp'
 WORLD = dict(count=16, seed=0, templates=4, reversed_texts=0, groups=('p2d',), split='tune')
 LIKELIHOOD, PREFERENCE = dict(weight=1.0), dict(weight=0.1, beta=0.1, label_smoothing=0.0)
 TEXT, REPLAY = dict(nll=LIKELIHOOD), dict(nll=dict(weight=0.5))
+KINDS = ('copy', 'paraphrase', 'reversed', 'wrong')  # of the notes that the base has read
 ROUNDS, EPOCHS = 4, 4
 
 
-def base(turned: float) -> Arm:
+def base(kinds: tuple[str, ...]) -> Arm:
   """2000 updates of 32 documents."""
   return Arm(
     'configs/past.py:size=tiny,arm=raw',
     {
       'data.source': 'world:notes',
-      'data.world': dict(count=16_000, seed=0, skip=48, wrong=0.3, turned=turned, split='tune'),
-      'view.text_length': 172,
+      'data.world': dict(count=16_000, seed=0, kinds=kinds, split='tune'),
+      'view.text_length': 200,
       'study.rounds': 1,
       'study.batch': 32,
       'study.sample_prompts': 32,
+      'study.buckets': (0.75, 1.0),
       'study.curriculum': dict(name='constant', prompts=0, epochs=4),
       'study.losses': dict(text=TEXT),
       'eval.questions': 64,
-      'eval.prompt_length': 136,
-      'eval.answer_length': 32,
+      'eval.prompt_length': 104,
+      'eval.answer_length': 96,
       'eval.chunk': 64,
       'eval.heldout': '',
     },
@@ -80,7 +81,7 @@ def get_sweep() -> Sweep:
   candidates = {f'k{k}': k for k in (2, 4, 8, 16)}
   return Sweep(
     about='16 facts in 4 wordings, 4 rounds of notes, 0.1M parameters pretrained for 2000 updates to take notes.',
-    prepare={'base': base(turned=0.5), 'straight_base': base(turned=0.0)},
+    prepare={'base': base(KINDS), 'straight_base': base(tuple(kind for kind in KINDS if kind != 'reversed'))},
     arms={
       'raw': study(losses=dict(text=TEXT, replay=REPLAY)),
       'raw_longer': study(losses=dict(text=TEXT, replay=REPLAY), epochs=3 * EPOCHS),

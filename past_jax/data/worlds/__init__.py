@@ -12,6 +12,7 @@ from past_jax.data.worlds import (
   instructions,
   notes,
   people,
+  reasoning,
   relations,
   reversal,
 )
@@ -25,6 +26,7 @@ TABLE = {
   'notes': notes.notes,
   'people': people.people,
   'preferences': instructions.preferences,
+  'reasoning': reasoning.reasoning,
   'relations': relations.relations,
   'reversal': reversal.reversal,
 }

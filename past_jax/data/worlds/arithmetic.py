@@ -2,7 +2,7 @@
 
 import itertools
 
-from past_jax.data.worlds.words import World, dice, own_seed, pick_split, shuffled
+from past_jax.data.worlds.words import SPLITS, World, dice, own_seed, pick_split, shuffled
 from past_jax.types import Example, Question, UserError
 
 # how it is written -> its value, and what comes of working it out in the wrong order
@@ -12,16 +12,15 @@ FORMS = {
   '{a}*{b}+{c}=': (lambda a, b, c: a * b + c, lambda a, b, c: a * (b + c)),
   '{a}*({b}+{c})=': (lambda a, b, c: a * (b + c), lambda a, b, c: a * b + c),
 }
-SPLITS = {'tune': 0, 'final': 1}
 
 
 def arithmetic(count: int, seed: int, noise: float = 0.45, copies: int = 1, split: str = 'tune') -> World:
   """`count` prompts such as '(3+5)*2=' with the exact target ' 16' and a text, prompt and answer, that may be wrong.
 
-  A problem's answers are wrong with its own probability, evenly spread from `noise` / 2 to 3/2 `noise` (at most 1); a
-  wrong answer is one of up to five near misses: one or ten more or less, or the sum worked out in the wrong order. So a
-  model of the texts is right with probability 1 - `noise` on average, its most probable answer mostly is the right one
-  at the default, and mostly is not from about 0.8 on.
+  A problem's answers are wrong with its own probability, evenly spread from `noise` / 2 to 3/2 `noise` (at most 1).
+  Half of the wrong ones come of working the sum out in the wrong order, the others are one or ten more or less. So a
+  model of the texts is right with probability 1 - `noise` on average, and its most probable answer is the right one for
+  problems that are wrong in less than 2/3 of their texts: for nine in ten at the default, for a third at 0.8.
 
   Args:
     noise: share of wrong answers in the texts.
@@ -42,8 +41,8 @@ def arithmetic(count: int, seed: int, noise: float = 0.45, copies: int = 1, spli
   for i, (form, a, b, c) in enumerate(shuffled(every, seed, 10)[:count]):
     prompt, (right, confused) = form.format(a=a, b=b, c=c), FORMS[form]
     value = right(a, b, c)
-    misses = {value - 1, value + 1, value - 10, value + 10, confused(a, b, c)} - {value}
-    misses = sorted(miss for miss in misses if miss >= 0)
+    slips = [value + slip for slip in (-10, -1, 1, 10) if value + slip >= 0]
+    misses = slips + [confused(a, b, c)] * len(slips)
     luck, pick = dice(seed, i, 11, size=64 + 3 * copies)
     rate = noise * (0.5 + next(luck))
     for copy in range(copies):

@@ -1,51 +1,67 @@
-"""Texts with a note behind each, to pretrain what studies: a model that has learnt to take notes, good and bad ones."""
+"""Notes on statements of `reversal`, good and bad, to pretrain a writer of notes on; and what a note says."""
 
-from past_jax.data.worlds.reversal import all_facts, statement
-from past_jax.data.worlds.words import World, capital, dice, own_seed
-from past_jax.types import Example, Question, UserError
+import re
 
-NOTES = {  # the order of the text, and the other one; no question of `reversal` is worded like these
-  'p2d': ('So {name} is {what}.', 'It is {name} who works as {what}.', 'They say that {name} is {what}.'),
-  'd2p': ('So {what} is {name}.', 'The work of {what} is done by {name}.', 'They call {what} by the name {name}.'),
-}
-LAYOUT = 'Text: {text}\nNote: {note}'
+from past_jax.data.worlds.reversal import MOST_TEMPLATES, TRADES, statement
+from past_jax.data.worlds.words import WORDS, World, dice, full_names, own_seed, pick_split
+from past_jax.types import Example, UserError
+
+KINDS = ('copy', 'paraphrase', 'reversed', 'wrong')
+OTHER = {'tune': 'final', 'final': 'tune'}
 
 
-def notes(count: int, seed: int, skip: int = 48, wrong: float = 0.3, turned: float = 0.5, split: str = 'tune') -> World:
-  """`count` documents 'Text: ...' and, in the next line, 'Note: ...' about facts of `reversal`, again and again.
+def notes(count: int, seed: int, kinds: tuple = KINDS, split: str = 'tune') -> World:
+  """`count` texts 'Text: STATEMENT\\nNote: NOTE\\n', each about somebody of the other split's names and towns.
 
-  A document's question is its text with a note begun, and the answer what the note should go on with.
+  So a writer that is pretrained on split 'tune' has read nothing about those whom split 'tune' of `reversal` tells of.
+  A prompt is the text up to 'Note:' and its target the note.
 
   Args:
-    skip: facts at the beginning of the seed's that are left out; `reversal` with the same seed has 3 * count there.
-    wrong: share of notes that are about somebody else.
-    turned: share of notes that have the description first; all texts have the name first.
-    split: as in `reversal`.
+    kinds: of the notes, all as frequent: `copy` of the statement; `paraphrase`, another one in its order; `reversed`,
+      one in the other order; `wrong`, one in its order about another description. Statements come in both orders.
+    split: of the world that is to be studied after it.
 
   Raises:
-    UserError: a number out of range, a negative seed, or no such split.
+    UserError: a count below 1, no or an unknown kind or split, a negative seed.
   """
-  names, whats = all_facts(seed, split)
-  if not (count >= 1 and 0 <= skip < len(names) and 0 <= wrong <= 1 and 0 <= turned <= 1):
-    raise UserError(
-      f'world:notes with count={count}, skip={skip}, wrong={wrong}, turned={turned}: at least 1, up to '
-      f'{len(names) - 1} facts left out, and shares between 0 and 1'
-    )
-  people, examples = list(zip(names, whats))[skip:], []
+  if count < 1 or not kinds or set(kinds) - set(KINDS):
+    raise UserError(f'world:notes with count={count}, kinds={tuple(kinds)}: at least 1, of {", ".join(KINDS)}')
+  other, seed = pick_split(split, OTHER), own_seed(seed, split)
+  trades, towns, names = TRADES[other], WORDS[other].towns, full_names(512, seed, other)
+  examples = []
   for i in range(count):
-    luck, pick = dice(own_seed(seed, split), i, 12, size=1 << 12)
-    name, what = pick(people)
-    text = statement('p2d', pick(range(4)), {'name': name, 'what': what})
-    other = pick(people) if next(luck) < wrong else (name, what)
-    order = 'd2p' if next(luck) < turned else 'p2d'
-    # A wrong note keeps what it begins with: who does not check it takes it for a good one.
-    said = {'name': name, 'what': other[1]} if order == 'p2d' else {'name': other[0], 'what': what}
-    note = capital(pick(NOTES[order]).format(**said))
-    right = {'name': name, 'what': what}
-    before, answer, _ = LAYOUT.format(text=text, note=capital(NOTES[order][0].format(**right))).rpartition(
-      name if order == 'd2p' else what
-    )
-    question = Question(before.rstrip(), answer, 'note' if order == 'p2d' else 'note_turned')
-    document = LAYOUT.format(text=text, note=note)
-    examples.append(Example(text=document, questions=(question,), where=f'world:notes document {i}'))
-  return World(tuple(examples), tuple(names[skip:]))
+    _, pick = dice(seed, i, 21)
+    what = lambda pick=pick: f'the {pick(trades)} of {pick(towns)}'
+    facts, order, kind = {'name': pick(names), 'what': what()}, pick(('p2d', 'd2p')), pick(kinds)
+    back = {'p2d': 'd2p', 'd2p': 'p2d'}[order]
+    number, another = pick(range(MOST_TEMPLATES)), pick(range(MOST_TEMPLATES))
+    told = statement(order, number, facts)
+    note = {
+      'copy': told,
+      'paraphrase': statement(order, another, facts),
+      'reversed': statement(back, another, facts),
+      'wrong': statement(order, another, facts | {'what': what()}),
+    }[kind]
+    prompt = f'Text: {told}\nNote:'
+    where = f'world:notes row {i} {kind}'
+    examples.append(Example(prompt=prompt, text=f'{prompt} {note}\n', target=f' {note}', where=where))
+  return World(tuple(examples))
+
+
+def faithful(completion: str, example: Example) -> float:
+  """1 where a note on a statement of `reversal` has both its name and its description, else 0."""
+  return float(None not in _places(completion, example))
+
+
+def reverses(completion: str, example: Example) -> float:
+  """1 where it is faithful and names them in the other order than the statement does, else 0."""
+  note, told = _places(completion, example), _places(example.text, example)
+  return float(None not in note and (note[0] < note[1]) != (told[0] < told[1]))
+
+
+def _places(text: str, example: Example) -> tuple[int | None, int | None]:
+  """Where the name and the description of the example's statement stand in `text`."""
+  parts = [re.search(pattern, example.text) for pattern in (r'[A-Z][a-z]+ [A-Z][a-z]+', r'[a-z]+ of [A-Z][a-z]+')]
+  if None in parts:
+    raise UserError(f'{example.where}: only statements of world:reversal have a name and a description to look for.')
+  return tuple(at if (at := text.find(part[0])) >= 0 else None for part in parts)

@@ -94,8 +94,10 @@ def reversal(
     )
   if not groups or set(groups) - set(known):
     raise UserError(f'world:reversal with groups={tuple(groups)}: choose from {", ".join(known)}')
-  names, whats = (part[: 3 * count] for part in all_facts(seed, split))
-  seed = own_seed(seed, split)
+  names, seed = full_names(3 * count, seed, split), own_seed(seed, split)
+  trades, towns = shuffled(trades, seed, 5), shuffled(words.towns, seed, 6)
+  n = len(trades)
+  whats = [f'the {trades[i % n]} of {towns[(i % n + i // n) % len(towns)]}' for i in range(3 * count)]
   to_what, to_name = pick_split(split, QUESTIONS)
   of_group = {group: range(g * count, (g + 1) * count) for g, group in enumerate(known)}
 
@@ -124,15 +126,6 @@ def reversal(
         where = f'world:reversal {group} fact {i} text {t}'
         examples.append(Example(text=text, target=text, questions=questions if t == 0 else (), where=where))
   return World(tuple(examples), tuple(names[i] for group in dict.fromkeys(groups) for i in of_group[group]))
-
-
-def all_facts(seed: int, split: str) -> tuple[list[str], list[str]]:
-  """All names and descriptions that there are, in the seed's order: the first `count` are those of p2d, and so on."""
-  trades, towns = pick_split(split, TRADES), pick_split(split, WORDS).towns
-  n, most = len(trades), len(trades) * len(towns)
-  names, seed = full_names(most, seed, split), own_seed(seed, split)
-  trades, towns = shuffled(trades, seed, 5), shuffled(towns, seed, 6)
-  return names, [f'the {trades[i % n]} of {towns[(i % n + i // n) % len(towns)]}' for i in range(most)]
 
 
 def statement(order: str, number: int, words: dict[str, str]) -> str:
