@@ -488,7 +488,10 @@ def test_several_metrics_are_averaged_and_constants_taken_off():
   for r in runs:
     r['figures']['after:other'] = 0.1
   both = Contrast('a', {'a': 1.0}, ('after:score', 'after:other'), '+', against=0.2)
-  assert verdict(runs, contrasts=(both,))['contrasts'][0]['values'] == pytest.approx({'0': 0.25, '1': 0.3, '2': 0.275})
+  found = verdict(runs, contrasts=(both,))['contrasts'][0]
+  assert found['values'] == pytest.approx({'0': 0.25, '1': 0.3, '2': 0.275})
+  assert found['metric'] == 'after:{score,other}'
+  assert figures.named(['after:a/x', 'after:a/xy', 'after:a/z']) == 'after:a/{x,xy,z}'
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
@@ -513,7 +516,7 @@ def test_the_table_has_a_row_per_claim_in_its_order(folder, monkeypatch):
   assert rows[0] == '| X0 | first | - | - | 0 | p | not run |  |'
   assert rows[1].startswith('| X1 | a \\| b | +0.3 (a minus b, after:score) | [+0.176, +0.424] | 3 | q | reproduced |')
   assert rows[1].endswith('`past ablate mine.py --only=X1` |')
-  assert '| X1 | a minus b of after:score is above 0 | 3 | +0.3 |' in text
+  assert '| X1 | a minus b, after:score, is above 0 | 3 | +0.3 |' in text
   assert '| a | 3 | 0.85 [0.726, 0.974] | 4 | 100 | 1 |' in text
   assert text.endswith('## Notes\n\nkept\n')
   monkeypatch.chdir(folder)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -44,6 +46,19 @@ def summary(when: str, values: Sequence[float]) -> float:
     return values[0]
   used = values[-max(len(values) // 8, 1) :] if when == 'tail' else values
   return sum(used) / (1 if when == 'sum' else len(used))
+
+
+def mean(record: Mapping, metrics: Sequence[str]) -> float:
+  """Of several metrics of a run's record; raises as `read` does."""
+  return sum(value(record, metric) for metric in metrics) / len(metrics)
+
+
+def named(metrics: Sequence[str]) -> str:
+  """One name for their mean: after:score/{sort,reverse}."""
+  if len(metrics) == 1:
+    return metrics[0]
+  shared = re.match(r'(.*[/:])?', os.path.commonprefix(list(metrics)))[0]
+  return f'{shared}{{{",".join(metric[len(shared) :] for metric in metrics)}}}'
 
 
 def value(record: Mapping, metric: str) -> float:

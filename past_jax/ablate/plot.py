@@ -27,9 +27,9 @@ def draw(content: Mapping, path: Path) -> None:
   with matplotlib.rc_context({'svg.hashsalt': content['sweep'], 'svg.fonttype': 'none', 'font.size': 9}):
     figure = Figure(figsize=(5 * min(ACROSS, len(metrics)), down * (0.9 + 0.28 * len(arms))), layout='constrained')
     axes = figure.subplots(down, min(ACROSS, len(metrics)), squeeze=False, sharey=True).flat
-    for axis, metric in zip(axes, metrics):
+    for axis, (metric, read) in zip(axes, metrics.items()):
       for y, arm in enumerate(arms):
-        x = table.values(content, arm, metric)
+        x = table.values(content, arm, read)
         axis.plot(x, [y] * len(x), 'o', color='0.6', markersize=3, zorder=1)
         if len(x) > 1:
           low, high = stats.t_interval(x)

@@ -61,9 +61,15 @@ def usable(record: Mapping, metrics: Sequence[str]) -> bool:
 def contrast(c: Contrast, runs: Mapping[tuple[str, int], Mapping]) -> dict:
   """What the runs, by (arm, seed), say about a contrast: of the seeds that have a run of each of its arms."""
   seeds = sorted({seed for _, seed in runs if all((arm, seed) in runs for arm in c.weights)})
-  of = lambda arm, seed: sum(figures.value(runs[arm, seed], m) for m in c.metrics) / len(c.metrics)
+  of = lambda arm, seed: figures.mean(runs[arm, seed], c.metrics)
   values = [sum(w * of(arm, seed) for arm, w in c.weights.items()) - c.against for seed in seeds]
-  out = {'label': c.label, 'metric': ' + '.join(c.metrics), 'expect': c.expect, 'margin': c.margin}
+  out = {
+    'label': c.label,
+    'metric': figures.named(c.metrics),
+    'metrics': c.metrics,
+    'expect': c.expect,
+    'margin': c.margin,
+  }
   out |= {'weights': dict(c.weights), 'against': c.against, 'values': dict(zip(map(str, seeds), values))}
   return out | (stats.estimate(values, c.expect, c.margin)._asdict() if len(values) > 1 else {})
 
@@ -124,7 +130,7 @@ def assess(sweep: Sweep, runs: Sequence[Mapping], told: Mapping[str, Mapping], c
 def expectation(c: Contrast) -> str:
   """In words: what was fixed before running."""
   between = EXPECTED[c.expect] + (f' ({c.margin:g})' if c.expect == '0' else '')
-  return f'{c.label} of {" and ".join(c.metrics)} is {between}'
+  return f'{c.label}, {figures.named(c.metrics)}, is {between}'
 
 
 def content(name: str, sweep: Sweep, runs: Sequence[Mapping], told: Mapping, command: str) -> dict:

@@ -58,7 +58,8 @@ def difference(a: str, b: str, metric, expect: str, margin: float = 0.0) -> Cont
 
 def level(arm: str, metric, expect: str, against: float, margin: float = 0.0) -> Contrast:
   """An arm against a constant."""
-  return Contrast(f'{arm} minus {against:g}', {arm: 1.0}, metric, expect, margin, against)
+  label = f'{arm} minus {against:g}' if against else arm
+  return Contrast(label, {arm: 1.0}, metric, expect, margin, against)
 
 
 def trend(places: Mapping[str, float], metric, expect: str, margin: float = 0.0) -> Contrast:

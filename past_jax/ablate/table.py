@@ -123,15 +123,14 @@ def contrasts(content: Mapping) -> list[tuple[str, ...]]:
   return out
 
 
-def metrics_of(content: Mapping) -> list[str]:
-  """What the claims of a sweep read, in their order."""
-  read = [m for claim in content['claims'].values() for c in claim['contrasts'] for m in c['metric'].split(' + ')]
-  return list(dict.fromkeys(read))
+def metrics_of(content: Mapping) -> dict[str, list[str]]:
+  """What the claims of a sweep read, in their order: name -> the metrics that are averaged."""
+  return {c['metric']: c['metrics'] for claim in content['claims'].values() for c in claim['contrasts']}
 
 
-def values(content: Mapping, arm: str, metric: str) -> list[float]:
-  runs = [run for run in content['runs'] if run['arm'] == arm and results.usable(run, [metric])]
-  return [figures.value(run, metric) for run in runs]
+def values(content: Mapping, arm: str, metrics: Sequence[str]) -> list[float]:
+  runs = [run for run in content['runs'] if run['arm'] == arm and results.usable(run, metrics)]
+  return [figures.mean(run, metrics) for run in runs]
 
 
 def arms(content: Mapping) -> str:
@@ -140,7 +139,7 @@ def arms(content: Mapping) -> str:
   for arm in dict.fromkeys(run['arm'] for run in content['runs']):
     runs = [run for run in content['runs'] if run['arm'] == arm and not run['error']]
     mean = lambda key, runs=runs: f'{sum(run[key] for run in runs) / len(runs):,.0f}' if runs else '-'
-    cells = [summary(values(content, arm, metric)) for metric in metrics]
+    cells = [summary(values(content, arm, read)) for read in metrics.values()]
     body.append((arm, str(len(runs)), *cells, mean('steps'), mean('tokens'), mean('seconds')))
   text = rows(('arm', 'seeds', *metrics, 'steps', 'tokens', 'seconds'), body)
   failed = [f'{run["arm"]}, seed {run["seed"]}: {run["error"]}' for run in content['runs'] if run['error']]

@@ -158,7 +158,7 @@ def show(content: dict) -> None:
   for id_, claim in content['claims'].items():
     for c in claim['contrasts']:
       found = (f'{c["mean"]:+.3g}', f'[{c["low"]:+.3g}, {c["high"]:+.3g}]') if 'mean' in c else ('-', '-')
-      body.append((id_, *found, str(len(c['values'])), claim['verdict'], f'{c["label"]}, {c["metric"]}'))
+      body.append((id_, *found, str(len(c['values'])), claim['verdict'], c['label']))
   shown = as_table(body, ('claim', 'mean', '95 % interval', 'seeds', 'verdict', 'contrast'))
   shown.columns[-1].no_wrap, shown.columns[-1].justify = False, 'left'
   Console().print(shown)
