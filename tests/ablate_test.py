@@ -483,6 +483,12 @@ def test_arms_that_cost_differently_have_no_verdict_unless_the_claim_says_why():
   assert (free['verdict'], free['note']) == (results.REPRODUCED, 'a is longer on purpose')
 
 
+def test_a_constant_is_part_of_what_a_contrast_is_called():
+  assert level('a', 'after:score', '+', 0.5).text == 'a minus 0.5'
+  assert Contrast('a', {'a': 1.0}, 'after:score', '+', against=-0.02).text == 'a plus 0.02'
+  assert level('a', 'change:score', '+', 0.0).text == 'a'
+
+
 def test_several_metrics_are_averaged_and_constants_taken_off():
   runs = records(CLEAR)
   for r in runs:
@@ -560,5 +566,5 @@ def test_the_figure_is_the_same_for_the_same_results(folder):
   first = path.read_bytes()
   plot.draw(content, path)
   assert path.read_bytes() == first
-  assert b'after:score' in first and b'<svg' in first
+  assert b'after:score' in first and b'<svg' in first and first.count(b'id="axes_') == 1
   assert '![Arms of mine](results/mine.svg)' in table.document(folder, folder)

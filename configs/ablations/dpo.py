@@ -99,12 +99,12 @@ def get_sweep() -> Sweep:
         'A4',
         (
           level('dpo_3_epochs', 'tail:rewards/accuracies', '+', against=0.9),
-          Contrast('no harm: dpo_3_epochs minus dpo', {'dpo_3_epochs': 1, 'dpo': -1}, SCORE, '+', against=-0.02),
+          Contrast('dpo_3_epochs minus dpo', {'dpo_3_epochs': 1, 'dpo': -1}, SCORE, '+', against=-0.02),
         ),
         budget='none',
         note='one epoch against three',
       ),
-      Claim('A5', (Contrast('no worse: dpo minus dpo_worst', {'dpo': 1, 'dpo_worst': -1}, SCORE, '+', against=-0.02),)),
+      Claim('A5', (Contrast('dpo minus dpo_worst', {'dpo': 1, 'dpo_worst': -1}, SCORE, '+', against=-0.02),)),
       Claim(
         'A6',
         (difference('small_beta', 'dpo_3_epochs', SCORE, '0', margin=0.03),),

@@ -26,7 +26,7 @@ def draw(content: Mapping, path: Path) -> None:
   down = -(-len(metrics) // ACROSS)
   with matplotlib.rc_context({'svg.hashsalt': content['sweep'], 'svg.fonttype': 'none', 'font.size': 9}):
     figure = Figure(figsize=(5 * min(ACROSS, len(metrics)), down * (0.9 + 0.28 * len(arms))), layout='constrained')
-    axes = figure.subplots(down, min(ACROSS, len(metrics)), squeeze=False, sharey=True).flat
+    axes = figure.subplots(down, min(ACROSS, len(metrics)), squeeze=False, sharey=True).flatten()
     for axis, (metric, read) in zip(axes, metrics.items()):
       for y, arm in enumerate(arms):
         x = table.values(content, arm, read)
@@ -39,7 +39,7 @@ def draw(content: Mapping, path: Path) -> None:
       axis.set_yticks(range(len(arms)), arms)
       axis.set_ylim(len(arms) - 0.5, -0.5)
       axis.grid(axis='x', color='0.9')
-    for axis in list(axes)[len(metrics) :]:
+    for axis in axes[len(metrics) :]:
       axis.remove()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format='svg', metadata={'Date': None})

@@ -64,7 +64,7 @@ def contrast(c: Contrast, runs: Mapping[tuple[str, int], Mapping]) -> dict:
   of = lambda arm, seed: figures.mean(runs[arm, seed], c.metrics)
   values = [sum(w * of(arm, seed) for arm, w in c.weights.items()) - c.against for seed in seeds]
   out = {
-    'label': c.label,
+    'label': c.text,
     'metric': figures.named(c.metrics),
     'metrics': c.metrics,
     'expect': c.expect,
@@ -84,7 +84,7 @@ def unmatched(budget: str, c: Contrast, runs: Mapping, tolerance: float) -> str:
     spent[arm] = sum(each) / len(each) if each else 0
   if max(spent.values()) <= min(spent.values()) * (1 + (tolerance if budget == 'tokens' else 0)):
     return ''
-  return f'{c.label}: {budget} differ, ' + ', '.join(f'{arm} {n:,.0f}' for arm, n in spent.items())
+  return f'{c.text}: {budget} differ, ' + ', '.join(f'{arm} {n:,.0f}' for arm, n in spent.items())
 
 
 def judge(claim: Claim, sweep: Sweep, runs: Mapping, told: Mapping, command: str) -> dict:
@@ -130,7 +130,7 @@ def assess(sweep: Sweep, runs: Sequence[Mapping], told: Mapping[str, Mapping], c
 def expectation(c: Contrast) -> str:
   """In words: what was fixed before running."""
   between = EXPECTED[c.expect] + (f' ({c.margin:g})' if c.expect == '0' else '')
-  return f'{c.label}, {figures.named(c.metrics)}, is {between}'
+  return f'{c.text}, {figures.named(c.metrics)}, is {between}'
 
 
 def content(name: str, sweep: Sweep, runs: Sequence[Mapping], told: Mapping, command: str) -> dict:

@@ -50,6 +50,11 @@ class Contrast:
   def metrics(self) -> tuple[str, ...]:
     return (self.metric,) if isinstance(self.metric, str) else tuple(self.metric)
 
+  @property
+  def text(self) -> str:
+    constant = f' minus {self.against:g}' if self.against > 0 else f' plus {-self.against:g}' if self.against else ''
+    return self.label + constant
+
 
 def difference(a: str, b: str, metric, expect: str, margin: float = 0.0) -> Contrast:
   """Arm a minus arm b."""
@@ -58,8 +63,7 @@ def difference(a: str, b: str, metric, expect: str, margin: float = 0.0) -> Cont
 
 def level(arm: str, metric, expect: str, against: float, margin: float = 0.0) -> Contrast:
   """An arm against a constant."""
-  label = f'{arm} minus {against:g}' if against else arm
-  return Contrast(label, {arm: 1.0}, metric, expect, margin, against)
+  return Contrast(arm, {arm: 1.0}, metric, expect, margin, against)
 
 
 def trend(places: Mapping[str, float], metric, expect: str, margin: float = 0.0) -> Contrast:

@@ -157,14 +157,15 @@ def show(content: dict) -> None:
   body = []
   for id_, claim in content['claims'].items():
     for c in claim['contrasts']:
-      found = (f'{c["mean"]:+.3g}', f'[{c["low"]:+.3g}, {c["high"]:+.3g}]') if 'mean' in c else ('-', '-')
-      body.append((id_, *found, str(len(c['values'])), claim['verdict'], c['label']))
-  shown = as_table(body, ('claim', 'mean', '95 % interval', 'seeds', 'verdict', 'contrast'))
-  shown.columns[-1].no_wrap, shown.columns[-1].justify = False, 'left'
+      found = ('-', '-', '')
+      if 'mean' in c:
+        found = (f'{c["mean"]:+.3g}', f'[{c["low"]:+.3g}, {c["high"]:+.3g}]', 'yes' if c['holds'] else 'no')
+      body.append((id_, c['label'], str(len(c['values'])), *found))
+  shown = as_table(body, ('', 'contrast', 'seeds', 'mean', '95 % interval', 'holds'))
+  shown.columns[1].justify = 'left'
   Console().print(shown)
   for id_, claim in content['claims'].items():
-    if claim['note']:
-      print(f'{id_}: {claim["note"]}')
+    print(f'{id_}: {claim["verdict"]}' + f' ({claim["note"]})' * bool(claim['note']))
 
 
 def write_table(folder: Path, path: Path) -> None:
