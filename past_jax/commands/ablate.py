@@ -32,18 +32,16 @@ def run(argv: list[str]) -> int:
   flags.DEFINE_string('table', None, 'folder of sweep files: only write its table of claims', flag_values=values)
   flags.DEFINE_string('results', 'RESULTS.md', 'file for the table of claims', flag_values=values)
   file, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith('-') else (None, argv)
-  if commands.parse('ablate', values, rest, SUMMARY, () if values_given(rest, 'table') else ('workdir',)) is None:
+  if commands.parse('ablate', values, rest, SUMMARY) is None:
     return 0
-  if values.table and file is None:
+  if file is None and values.table:
     write_table(Path(values.table), Path(values.results))
     return 0
   if file is None:
     raise UserError('name a sweep file first, as in past ablate configs/ablations/past.py --workdir=runs/ablate.')
+  if not values.workdir:
+    raise UserError('--workdir=... is missing; past ablate --help explains.')
   return ablate(Path(file), Path(values.workdir), values)
-
-
-def values_given(argv: Sequence[str], name: str) -> bool:
-  return any(a.lstrip('-').partition('=')[0] == name for a in argv)
 
 
 def ablate(file: Path, workdir: Path, values: flags.FlagValues) -> int:
