@@ -11,6 +11,7 @@ COMMANDS = {  # name -> (module with run(argv) -> exit code, one line of help)
   'sample': ('past_jax.commands.sample', 'completions for the prompts of a JSONL file'),
   'score': ('past_jax.commands.score', 'log-probs of given completions'),
   'export': ('past_jax.commands.export', 'a run as a Hugging Face directory (safetensors, config, tokenizer)'),
+  'ablate': ('past_jax.commands.ablate', 'a sweep file to runs, intervals and verdicts on claims; resumes'),
   'report': ('past_jax.commands.report', 'write report.html of a run'),
 }
 

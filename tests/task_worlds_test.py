@@ -287,6 +287,21 @@ def test_guidance_is_held_out_for_both_orders():
     assert all((text.index(owner) < text.index(q.answer)) == (q.kind == 'forward') for text in told)
 
 
+@pytest.mark.parametrize('split', ['tune', 'final'])
+def test_no_two_people_have_the_same_description(split):
+  whats = [q.answer for e in made('reversal', count=160, templates=1, split=split) for q in e.questions[:1]]
+  assert len(set(whats)) == len(whats) == 3 * 160
+
+
+def test_the_worst_may_be_rejected_and_nothing_else_changes():
+  anyone, worst = made('preferences', count=100), made('preferences', count=100, rejected='worst')
+  marks = [[instructions.marks(e.anchors[1], e) for e in examples] for examples in (anyone, worst)]
+  assert all(b <= a for a, b in zip(*marks)) and marks[0] != marks[1]
+  assert [(e.prompt, e.anchors[0], e.target) for e in anyone] == [(e.prompt, e.anchors[0], e.target) for e in worst]
+  with pytest.raises(UserError, match="rejected='best': choose one of random, worst"):
+    made('preferences', rejected='best')
+
+
 def test_notes_are_what_they_are_called_and_about_others():
   rows = made('notes', count=200)
   assert Counter(e.where.split()[-1] for e in rows).keys() == set(notes.KINDS)

@@ -1,6 +1,7 @@
 """Small instructions, such as 'sort d b a c with commas:', and the answers of imperfect responders to them."""
 
 import re
+from typing import Literal
 
 from past_jax.data.worlds.words import World, dice, own_seed, pick_split
 from past_jax.types import Example, Question, UserError
@@ -19,7 +20,9 @@ RESPONDERS = ((0.1, 0.1, 0.1), (0.5, 0.1, 0.3), (0.1, 0.7, 0.2), (0.6, 0.6, 0.6)
 LETTERS = {'tune': 'abcdefgh', 'final': 'ijklmnop'}
 
 
-def preferences(count: int, seed: int, flips: float = 0.0, split: str = 'tune') -> World:
+def preferences(
+  count: int, seed: int, flips: float = 0.0, rejected: Literal['random', 'worst'] = 'random', split: str = 'tune'
+) -> World:
   """`count` instructions such as 'sort d b a c with commas:', each with a better and a worse answer, ' a,b,c,d'.
 
   Four imperfect responders answer; an answer's score is the mean of three marks: the symbols are right, the format is,
@@ -28,20 +31,23 @@ def preferences(count: int, seed: int, flips: float = 0.0, split: str = 'tune') 
 
   Args:
     flips: share of the pairs that are turned round, to measure what wrong labels cost.
+    rejected: 'random', or 'worst': the first of those with the lowest score.
     split: 'tune', or 'final' with other letters.
 
   Raises:
-    UserError: a count below 1, a negative seed, flips outside [0, 1], or no such split.
+    UserError: a count below 1, a negative seed, flips outside [0, 1], an unknown `rejected`, or no such split.
   """
-  return World(_rows('preferences', count, seed, flips, split))
+  return World(_rows('preferences', count, seed, flips, rejected, split))
 
 
-def instructions(count: int, seed: int, flips: float = 0.0, split: str = 'tune') -> World:
+def instructions(
+  count: int, seed: int, flips: float = 0.0, rejected: Literal['random', 'worst'] = 'random', split: str = 'tune'
+) -> World:
   """The rows of `preferences` with a text each: the instruction and what a random responder answers, for pretraining.
 
   `marks` scores any answer to them.
   """
-  return World(_rows('instructions', count, seed, flips, split))
+  return World(_rows('instructions', count, seed, flips, rejected, split))
 
 
 def marks(completion: str, example: Example) -> float:
@@ -55,9 +61,11 @@ def marks(completion: str, example: Example) -> float:
   return (right + (found[2] in (None, FORMATS[form])) + (not junk)) / 3
 
 
-def _rows(world: str, count: int, seed: int, flips: float, split: str) -> tuple[Example, ...]:
+def _rows(world: str, count: int, seed: int, flips: float, rejected: str, split: str) -> tuple[Example, ...]:
   if count < 1 or not 0 <= flips <= 1:
     raise UserError(f'world:{world} with count={count}, flips={flips}: at least 1, and a share between 0 and 1')
+  if rejected not in ('random', 'worst'):
+    raise UserError(f'world:{world} with rejected={rejected!r}: choose one of random, worst')
   letters, seed = pick_split(split, LETTERS), own_seed(seed, split)
   examples, draw = [], 0
   while len(examples) < count:
@@ -77,7 +85,8 @@ def _rows(world: str, count: int, seed: int, flips: float, split: str) -> tuple[
     if not worse:
       continue
     prompt, target = f'{task} {" ".join(symbols)} with {form}:', ' ' + FORMATS[form].join(TASKS[task](symbols))
-    pair = (best, pick(worse))
+    any_worse = pick(worse)
+    pair = (best, any_worse if rejected == 'random' else min(worse, key=answers.get))
     if next(luck) < flips:
       pair = pair[::-1]
     text = prompt + pick(list(answers)) if world == 'instructions' else ''

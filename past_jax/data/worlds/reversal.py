@@ -89,7 +89,7 @@ def reversal(
   names, seed = full_names(3 * count, seed, split), own_seed(seed, split)
   trades, towns = shuffled(trades, seed, 5), shuffled(words.towns, seed, 6)
   n = len(trades)
-  whats = [f'the {trades[i % n]} of {towns[(i + i // n) % len(towns)]}' for i in range(3 * count)]
+  whats = [f'the {trades[i % n]} of {towns[(i % n + i // n) % len(towns)]}' for i in range(3 * count)]
   to_what, to_name = (
     [statement(order, number, {'name': '{name}', 'what': '{what}'}).rpartition(' {')[0] for number in ASKED[split]]
     for order in ('p2d', 'd2p')
