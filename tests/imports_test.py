@@ -20,6 +20,7 @@ MAY = {
   'metrics': {'types'},
   'checkpoint': {'types'},
   'report': {'types', 'metrics', 'progress'},
+  'ablate': {'types', 'metrics', 'ablate'},
   'render': {'types', 'text'},
   'models': LEAVES | {'models'},
   'data': {'types', 'data'},

@@ -4,9 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from past_jax import losses
 from past_jax.tabular import fit, laws
-from past_jax.types import Loss
 
 
 class Arms(NamedTuple):
@@ -23,20 +21,17 @@ class Arms(NamedTuple):
 
 
 def arms(coverage: float, singles: int, ratio: float, bulk_below: float, best: int) -> Arms:
-  """C_cov = `coverage`; the other singles are `ratio` less likely than the best, a bulk response `bulk_below` times."""
-  p_single = np.full(singles, 1 / (ratio * coverage))
-  p_single[best] = 1 / coverage
-  bulk = 1 - p_single.sum()
-  return Arms(np.r_[bulk, p_single], np.log(np.r_[1 / (bulk_below * coverage), p_single]))
+  """C_cov = `coverage`: the single response `best`, from 1, is the most likely one. The other single ones are `ratio`
+  times less likely, responses of the bulk `bulk_below` times.
+  """
+  p = np.full(1 + singles, 1 / (ratio * coverage))
+  p[best] = 1 / coverage
+  reward = np.log(p)
+  p[0], reward[0] = 1 - p[1:].sum(), -np.log(bulk_below * coverage)
+  return Arms(p, reward)
 
 
-def xpo(alpha: float, beta: float) -> Loss:
-  """Squared reward differences plus alpha * mean log p of the base's samples (algorithm 1, printed with a minus)."""
-  parts = [(1.0, 'rebel', losses.TABLE['rebel'](beta=beta))]
-  return losses.add(parts + ([(alpha, 'optimism', losses.TABLE['optimism']())] if alpha else []))
-
-
-def samples_until_sharp(arms: Arms, step, alpha: float, beta: float, goal: float, most: int, rng) -> float:
+def samples_until_sharp(arms: Arms, alpha: float, beta: float, goal: float, most: int, rng) -> float:
   """Responses drawn until the policy gives the best response `goal`; inf if that takes more than `most`.
 
   Every round draws one response from the policy and one from the base, and fits all pairs so far from the last policy
@@ -46,10 +41,8 @@ def samples_until_sharp(arms: Arms, step, alpha: float, beta: float, goal: float
   The logit of a response that no pair has shown leaves squared differences as they are. With optimism the loss falls in
   it without end, since log p of every other response does: the minimum has it at the bound, which is where the fit
   begins. Left to the optimiser, whichever logit got ahead would starve the others of gradient on the way there.
-
-  Args:
-    step: `fit.objective` of `xpo(alpha, beta)` and `fit.tables`, shared by runs so that it compiles once.
   """
+  step = fit.regression(fit.tables, beta, alpha)
   K = len(arms.p_K)
   log_base = np.log(arms.p_K)[None]
   bound = -arms.reward_K.min()

@@ -4,6 +4,7 @@ A class is a function (theta, responses) -> log-probs of the responses' tokens, 
 in whatever form the class takes them.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import optimize
 
+from past_jax import losses
 from past_jax.types import Array, Batch, Loss, Prompts, Selection
 
 
@@ -48,26 +50,42 @@ def batch(base_NxGxT, reward_NxG, weight_N=None) -> Batch:
     weight_N: 0 for padding; 1 by default.
   """
   N, G, T = base_NxGxT.shape
-  score = jnp.asarray(reward_NxG, jnp.float32)
-  weight = jnp.ones((N, 1)) if weight_N is None else jnp.asarray(weight_N, jnp.float32)[:, None]
-  chosen = jnp.argmax(score, axis=1, keepdims=True).astype(jnp.int32)
+  score = np.asarray(reward_NxG, np.float32)
+  weight = np.ones((N, 1), np.float32) if weight_N is None else np.asarray(weight_N, np.float32)[:, None]
+  chosen = score.argmax(1).astype(np.int32)[:, None]
   pair = (chosen, 1 - chosen, weight) if G == 2 else (chosen[:, :0], chosen[:, :0], weight[:, :0])
-  members = jnp.broadcast_to(jnp.arange(G, dtype=jnp.int32)[None], (N, G))
-  ids = jnp.zeros((N, G, T), jnp.int32)
+  members = np.tile(np.arange(G, dtype=np.int32), (N, 1))
   return Batch(
-    prompts=Prompts(jnp.zeros((N, 1), jnp.int32), jnp.ones(N, jnp.int32)),
-    ids_BxGxT=ids,
-    length_BxG=jnp.full((N, G), T, jnp.int32),
-    ref_logps_BxGxT=jnp.asarray(base_NxGxT, jnp.float32),
+    prompts=Prompts(np.zeros((N, 1), np.int32), np.ones(N, np.int32)),
+    ids_BxGxT=np.zeros((N, G, T), np.int32),
+    length_BxG=np.full((N, G), T, np.int32),
+    ref_logps_BxGxT=np.asarray(base_NxGxT, np.float32),
     old_logps_BxGxT=None,
     source_BxG=members,
     selection=Selection(*pair, weight * (members == chosen), score, members),
   )
 
 
-def objective(loss: Loss, logps: Callable) -> Callable:
-  """(theta, responses, batch) -> (loss, gradient), compiled once for every shape."""
+@functools.cache
+def regression(logps: Callable, beta: float, alpha: float = 0.0) -> Callable:
+  """Squared differences of rewards, plus alpha * mean log p of the base's samples (algorithm 1, printed with a minus).
 
+  Returns:
+    (theta, responses, batch of pairs) -> (loss, gradient), compiled once for every shape.
+  """
+  terms = [(1.0, 'rebel', losses.TABLE['rebel'](beta=beta))]
+  if alpha:
+    terms.append((alpha, 'optimism', losses.TABLE['optimism']()))
+  return _value_and_grad(logps, losses.add(terms))
+
+
+@functools.cache
+def imitation(logps: Callable) -> Callable:
+  """Negative log-likelihood; otherwise as `regression`."""
+  return _value_and_grad(logps, losses.TABLE['nll']())
+
+
+def _value_and_grad(logps: Callable, loss: Loss) -> Callable:
   def value(theta, responses, rows):
     return loss({'logps_BxGxT': logps(theta, responses)}, rows)[0]
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from past_jax import losses
 from past_jax.tabular import explore, fit, laws
 
 Figures = dict[str, np.ndarray]  # one array per curve, all over the instance's own axis
@@ -136,7 +135,6 @@ def margins(
   rlhf: pairs and the squared loss of reward differences, in the class of all tables; sft: the maximum likelihood of
   samples / n best-of-n winners, which in that class is their frequency; tilt, best_of_n: what both tend to.
   """
-  step = fit.objective(losses.TABLE['rebel'](beta=beta), fit.tables)
   out = {name: [] for name in ('rlhf', 'sft', 'tilt', 'best_of_n')}
   for gamma in gammas:
     star, second = 0.2, 0.2 / (1 + gamma)
@@ -149,7 +147,9 @@ def margins(
     prompt = np.repeat(np.arange(prompts), samples // 2)[:, None].repeat(2, 1)
     logp = np.log(p[prompt, pairs])
     batch = fit.batch(logp[..., None], logp)
-    theta = fit.minimise(step, np.zeros_like(p), (np.log(p), prompt, pairs), batch, scale=1 / beta)
+    theta = fit.minimise(
+      fit.regression(fit.tables, beta), np.zeros_like(p), (np.log(p), prompt, pairs), batch, scale=1 / beta
+    )
     out['rlhf'].append(laws.mass_on_best(laws.tilt(p, 1.0, theta), p).mean())
     out['sft'].append((winners == star).mean())
     out['tilt'].append(laws.mass_on_best(laws.tilt(p, beta), p).mean())
@@ -189,7 +189,7 @@ def sft_limit(F: int, size: float, N: int) -> float:
 
 def regression_in_product(rng, F: int, size: float, beta: float, pairs: Sequence[int], runs: int) -> np.ndarray:
   """Mean over runs of the mass on the best response after the squared loss on each number of pairs from the base."""
-  step, rows = fit.objective(losses.TABLE['rebel'](beta=beta), fit.product), max(pairs)
+  step, rows = fit.regression(fit.product, beta), max(pairs)
   masses = np.zeros((runs, len(pairs)))
   for run in range(runs):
     theta = size * rng.choice([-1.0, 1.0], F)
@@ -221,6 +221,9 @@ def structure(
   sft = np.array([[sft_in_product(rng, F, size, N, n, 16 * runs) for n in winners] for N in ns])
   rlhf = regression_in_product(rng, F, size, beta, pairs, runs)
   cost = np.outer(ns, winners)
+  for name, mass in (('pairs', rlhf), ('ns', sft)):
+    if mass.max() < goal:
+      raise ValueError(f'{name}: none of them reaches a mass of {goal:g} but {mass.max():.3g} at best; give more.')
   return {
     'm_rlhf': 2 * np.array(pairs),
     'rlhf': rlhf,
@@ -228,8 +231,8 @@ def structure(
     'm_sft': cost,
     'sft': sft,
     'sft_limit': np.array([sft_limit(F, size, N) for N in ns]),
-    'samples_rlhf': np.min(2.0 * np.array(pairs)[rlhf >= goal], initial=math.inf),
-    'samples_sft': np.min(1.0 * cost[sft >= goal], initial=math.inf),
+    'samples_rlhf': 2.0 * np.array(pairs)[rlhf >= goal].min(),
+    'samples_sft': 1.0 * cost[sft >= goal].min(),
     'floor': np.array(laws.samples_needed(flips(F, size)[0], 1 - goal)),
   }
 
@@ -243,17 +246,16 @@ def exploration(
   """
   out = np.zeros((len(coverages), len(alphas)))
   for j, alpha in enumerate(alphas):
-    step = fit.objective(explore.xpo(alpha, beta), fit.tables)
     for i, c in enumerate(coverages):
       for _ in range(runs):
         arms = explore.arms(c, singles, ratio=1.5, bulk_below=10, best=1 + int(rng.integers(singles)))
-        found = explore.samples_until_sharp(arms, step, alpha, beta, 0.9, 40 * c, rng)
+        found = explore.samples_until_sharp(arms, alpha, beta, 0.9, 40 * c, rng)
         out[i, j] += min(found, 40 * c) / runs
   floor = [laws.samples_needed(1 / c, 0.1) for c in coverages]
   return {'coverage': np.array(coverages), 'alpha': np.array(alphas), 'samples': out, 'floor': np.array(floor)}
 
 
-TWO_STEPS = (np.zeros((2, 1)), np.array([[[0.0], [0.0]], [[1.0], [0.0]]]))  # features of first tokens, of second ones
+TWO_STEPS = jax.jit(fit.stepwise([np.zeros((2, 1)), np.array([[[0.0], [0.0]], [[1.0], [0.0]]])]))
 
 
 def two_steps(rng, betas=(1.0, 0.5, 0.2, 0.1, 0.05, 0.02), ns=(1, 2, 5, 10, 20, 50), samples: int = 512) -> Figures:
@@ -262,24 +264,23 @@ def two_steps(rng, betas=(1.0, 0.5, 0.2, 0.1, 0.05, 0.02), ns=(1, 2, 5, 10, 20, 
   First tokens have the same features, so that each has probability 1/2 whatever theta is, and the best response (1, 0)
   at most that. `tilt`, `best_of_n`: without the class; `rlhf`, `sft`: in it, fitted to samples.
   """
-  logps = fit.stepwise(TWO_STEPS)
   responses = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
-  of = lambda theta: np.exp(np.asarray(logps(np.asarray(theta, np.float32), responses[None])).sum(-1)[0])
+  of = lambda theta: np.exp(np.asarray(TWO_STEPS(np.asarray(theta, np.float32), responses[None])).sum(-1)[0])
   p = of([1.0]).astype(np.float64)
   p /= p.sum()
   best = int(p.argmax())
   out = {'beta': np.array(betas), 'n': np.array(ns), 'base': p}
   y = responses[draw(rng, p[None], samples)[0]].reshape(-1, 2, 2)
-  base = np.asarray(logps(np.array([1.0], np.float32), y))
+  base = np.asarray(TWO_STEPS(np.array([1.0], np.float32), y))
   rlhf = []
   for beta in betas:
-    step = fit.objective(losses.TABLE['rebel'](beta=beta), logps)
+    step = fit.regression(TWO_STEPS, beta)
     rlhf.append(of(fit.minimise(step, np.ones(1), y, fit.batch(base, base.sum(-1)), scale=1 / beta))[best])
-  step, sft = fit.objective(losses.TABLE['nll'](), logps), []
+  step, sft = fit.imitation(TWO_STEPS), []
   for n in ns:
     found = draw(rng, np.broadcast_to(p, (samples, 4)), n)
     winners = responses[np.take_along_axis(found, p[found].argmax(1)[:, None], 1)]
-    base = np.asarray(logps(np.array([1.0], np.float32), winners))
+    base = np.asarray(TWO_STEPS(np.array([1.0], np.float32), winners))
     sft.append(of(fit.minimise(step, np.ones(1), winners, fit.batch(base, base.sum(-1)), bound=50.0))[best])
   return out | {
     'tilt': np.array([laws.tilt(p, beta)[best] for beta in betas]),
@@ -291,6 +292,5 @@ def two_steps(rng, betas=(1.0, 0.5, 0.2, 0.1, 0.05, 0.02), ns=(1, 2, 5, 10, 20, 
 
 def all_members(thetas) -> np.ndarray:
   """[thetas]: what members of the two-token class give to (1, 0)."""
-  logps = jax.jit(fit.stepwise(TWO_STEPS))
   y = np.array([[[1, 0]]])
-  return np.array([float(np.exp(logps(np.array([theta], np.float32), y).sum())) for theta in thetas])
+  return np.array([float(np.exp(TWO_STEPS(np.array([theta], np.float32), y).sum())) for theta in thetas])

@@ -1,0 +1,1 @@
+"""Sweeps: arms and seeds of `past study`, contrasts between them, and the table of claims they are evidence for."""
