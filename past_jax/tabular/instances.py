@@ -17,13 +17,26 @@ def draw(rng: np.random.Generator, p_BxY, n: int):
   return np.stack([np.searchsorted(c / c[-1], rng.random(n), side='right') for c in cdf])
 
 
+def around(rng: np.random.Generator, top_BxK, responses: int):
+  """[B, responses]: given masses, then random ones that are all below the first of them.
+
+  Raises:
+    ValueError: so few responses share the rest that one of them is not below.
+  """
+  rest = rng.uniform(0.5, 1.5, (len(top_BxK), responses - top_BxK.shape[1]))
+  rest *= (1 - top_BxK.sum(1, keepdims=True)) / rest.sum(1, keepdims=True)
+  if (rest.max(1) >= top_BxK[:, 0]).any():
+    raise ValueError(f'a mass of {top_BxK[:, 0].min():.2g} is the largest only of more than {responses} responses.')
+  return np.concatenate([top_BxK, rest], 1)
+
+
 # --- tables -------------------------------------------------------------------------------------------------------
 
 
 def curves(rng, ns: Sequence[int] = (1, 2, 4, 8, 16, 32, 64), prompts: int = 400, responses: int = 64) -> Figures:
   """Random tables: mean mass on the best response under best-of-n, its closed form and one run, and under the tilt.
 
-  `share` is that of prompts with at least 0.9; the tilts have beta = 1 / n, so that the first of both are near p.
+  `share` is that of prompts with at least 0.9; the tilts have beta = 1 / n.
   """
   p = rng.dirichlet(np.full(responses, 0.35), prompts)
   found = draw(rng, p, max(ns))
@@ -42,9 +55,9 @@ def curves(rng, ns: Sequence[int] = (1, 2, 4, 8, 16, 32, 64), prompts: int = 400
 
 def decoding(rng, tables: int = 20_000, tokens: int = 4, bins: int = 10) -> Figures:
   """Random two-token policies: how often greedy decoding finds the best response, by that response's mass."""
-  sharp = rng.uniform(0.1, 1.5, (tables, 1, 1))  # of the Dirichlet: so that all masses occur
-  first = rng.gamma(np.broadcast_to(sharp[:, 0], (tables, tokens)))
-  second = rng.gamma(np.broadcast_to(sharp, (tables, tokens, tokens)))
+  alpha = np.exp(rng.uniform(np.log(0.1), np.log(30), (tables, 1, 1)))  # of the Dirichlet: so that all masses occur
+  first = rng.gamma(np.broadcast_to(alpha[:, 0], (tables, tokens)))
+  second = rng.gamma(np.broadcast_to(alpha, (tables, tokens, tokens)))
   first, second = (np.maximum(x, 1e-12) for x in (first, second))
   found, best = laws.greedy(first / first.sum(-1, keepdims=True), second / second.sum(-1, keepdims=True))
   edges = np.linspace(0, 1, bins + 1)
@@ -71,13 +84,7 @@ def cost_of_coverage(
   cost = []
   for c in coverages:
     spread = rng.uniform(1, 2, prompts)
-    star = spread.mean() / (c * spread)
-    star *= (1 / star).mean() / c
-    others = rng.uniform(0.5, 1.5, (prompts, responses - 1))
-    others *= (1 - star[:, None]) / others.sum(1, keepdims=True)
-    if (others.max(1) >= star).any():
-      raise ValueError(f'coverage {c} needs more than {responses} responses.')
-    p = np.concatenate([star[:, None], others], 1)
+    p = around(rng, (spread.mean() / (c * spread))[:, None], responses)
     found = draw(rng, p, 40 * c) == 0
     hits = np.where(found.any(1), found.argmax(1) + 1, np.inf)
     cost.append(np.quantile(hits, 1 - eps, method='higher'))
@@ -86,15 +93,10 @@ def cost_of_coverage(
 
 def hard_prompts(rng, eps: float, coverage: float, prompts: int, responses: int):
   """(p_BxY, bool_B): twice the share eps has its best response at eps / coverage, so that it cannot be given up; the
-  other prompts have it at 1/2. C_cov is 2 * coverage + 2, but for 4 * eps, whatever eps is.
+  other prompts have it at 1/2. C_cov is 2 * coverage + 2 - 4 * eps.
   """
   hard = np.arange(prompts) < round(2 * eps * prompts)
-  star = np.where(hard, eps / coverage, 0.5)
-  others = rng.uniform(0.5, 1.5, (prompts, responses - 1))
-  others *= (1 - star[:, None]) / others.sum(1, keepdims=True)
-  if (others.max(1) >= star).any():
-    raise ValueError(f'eps {eps} needs more than {responses} responses.')
-  return np.concatenate([star[:, None], others], 1), hard
+  return around(rng, np.where(hard, eps / coverage, 0.5)[:, None], responses), hard
 
 
 def adaptive_run(rng, p_BxY, mu: float, most: int):
@@ -135,23 +137,19 @@ def margins(
   rlhf: pairs and the squared loss of reward differences, in the class of all tables; sft: the maximum likelihood of
   samples / n best-of-n winners, which in that class is their frequency; tilt, best_of_n: what both tend to.
   """
+  step = fit.regression(fit.tables, beta)
   out = {name: [] for name in ('rlhf', 'sft', 'tilt', 'best_of_n')}
   for gamma in gammas:
-    star, second = 0.2, 0.2 / (1 + gamma)
-    others = rng.uniform(0.5, 1.5, (prompts, responses - 2))
-    others *= (1 - star - second) / others.sum(1, keepdims=True)
-    p = np.concatenate([np.broadcast_to([star, second], (prompts, 2)), others], 1)
+    p = around(rng, np.tile([0.2, 0.2 / (1 + gamma)], (prompts, 1)), responses)
     index = draw(rng, p, samples)
     winners = np.take_along_axis(p, index, 1).reshape(prompts, -1, n).max(-1)
     pairs = index.reshape(-1, 2)
     prompt = np.repeat(np.arange(prompts), samples // 2)[:, None].repeat(2, 1)
     logp = np.log(p[prompt, pairs])
     batch = fit.batch(logp[..., None], logp)
-    theta = fit.minimise(
-      fit.regression(fit.tables, beta), np.zeros_like(p), (np.log(p), prompt, pairs), batch, scale=1 / beta
-    )
+    theta = fit.minimise(step, np.zeros_like(p), (np.log(p), prompt, pairs), batch, scale=1 / beta)
     out['rlhf'].append(laws.mass_on_best(laws.tilt(p, 1.0, theta), p).mean())
-    out['sft'].append((winners == star).mean())
+    out['sft'].append((winners == 0.2).mean())
     out['tilt'].append(laws.mass_on_best(laws.tilt(p, beta), p).mean())
     out['best_of_n'].append(laws.mass_on_best(laws.best_of_n(p, n), p).mean())
   return {'gamma': np.array(gammas)} | {name: np.array(x) for name, x in out.items()}
@@ -259,7 +257,7 @@ TWO_STEPS = jax.jit(fit.stepwise([np.zeros((2, 1)), np.array([[[0.0], [0.0]], [[
 
 
 def two_steps(rng, betas=(1.0, 0.5, 0.2, 0.1, 0.05, 0.02), ns=(1, 2, 5, 10, 20, 50), samples: int = 512) -> Figures:
-  """A class of two-token policies that no member of which is its base, sharpened (proposition E.2).
+  """A class of two-token policies in which the base, theta = 1, is and its sharpened version is not (proposition E.2).
 
   First tokens have the same features, so that each has probability 1/2 whatever theta is, and the best response (1, 0)
   at most that. `tilt`, `best_of_n`: without the class; `rlhf`, `sft`: in it, fitted to samples.
