@@ -203,10 +203,16 @@ def main(argv=None) -> None:
   args.results.mkdir(parents=True, exist_ok=True)
   for name, claim in CLAIMS.items():
     if args.only in (None, name):
-      command = f'python scripts/theory.py --seeds={args.seeds} --only={name}'
+      command = f'python scripts/theory.py --seeds={args.seeds} --first={args.first} --only={name}'
       row = assess(claim, figures, seeds, command)
       own = {key: value for key, value in figures.items() if INSTANCES[key].claim == name}
-      content = {'sweep': name, 'about': claim.note, 'command': command, 'commit': commit(), 'seeds': list(seeds)}
+      content = {
+        'sweep': name,
+        'about': f'{claim.note}. Figures: docs/theory.md.',
+        'command': command,
+        'commit': commit(),
+        'seeds': list(seeds),
+      }
       content |= {'claims': {name: row}, 'figures': own}
       (args.results / f'{name}.json').write_text(json.dumps(plain(content), indent=1, allow_nan=False) + '\n')
       print(f'{name}: {row["verdict"]}: {row["ours"]} {row["interval"]}')
