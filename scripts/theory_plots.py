@@ -13,10 +13,11 @@ Seeds = Sequence[dict]  # of every seed, what the instance returned
 
 
 def line(axis, x, y_SxX, label: str, **style) -> None:
-  """The mean over seeds S, and its interval as a band."""
-  y = np.asarray(y_SxX, np.float64)
-  (drawn,) = axis.plot(x, y.mean(0), label=label, **{'marker': 'o', 'markersize': 3} | style)
-  low, high = np.array([stats.t_interval(values) for values in y.T]).T
+  """The mean over seeds S, and its interval as a band; of logs where the axis is logarithmic."""
+  into, back = (np.log, np.exp) if axis.get_yscale() == 'log' else (np.asarray, np.asarray)
+  y = into(np.asarray(y_SxX, np.float64))
+  (drawn,) = axis.plot(x, back(y.mean(0)), label=label, **{'marker': 'o', 'markersize': 3} | style)
+  low, high = back(np.array([stats.t_interval(values) for values in y.T])).T
   axis.fill_between(x, low, high, color=drawn.get_color(), alpha=0.2, linewidth=0)
 
 
@@ -45,17 +46,19 @@ def decoding(axis, seeds):
 
 def cost_of_coverage(axis, seeds):
   c = seeds[0]['coverage']
+  axis.set(xscale='log', yscale='log')
   line(axis, c, of(seeds, 'samples'), 'fixed N, sampled')
   axis.plot(c, c * np.mean(of(seeds, 'samples') / c), 'k:', label='slope 1')
-  axis.set(xscale='log', yscale='log', xlabel='C_cov', ylabel='samples per prompt')
+  axis.set(xlabel='C_cov', ylabel='samples per prompt')
 
 
 def adaptive_against_fixed(axis, seeds):
   x = 1 / seeds[0]['eps']
+  axis.set(xscale='log', yscale='log')
   line(axis, x, of(seeds, 'fixed'), 'fixed N')
   line(axis, x, of(seeds, 'adaptive'), 'adaptive, sampled')
   axis.plot(x, of(seeds, 'exact').mean(0), 'kx', label='adaptive, closed form')
-  axis.set(xscale='log', yscale='log', xlabel='1 / eps', ylabel='samples per prompt')
+  axis.set(xlabel='1 / eps', ylabel='samples per prompt')
 
 
 def margins(axis, seeds):
@@ -79,16 +82,18 @@ def structure(axis, seeds):
 
 def exploration(axis, seeds):
   c, samples = seeds[0]['coverage'], of(seeds, 'samples')
+  axis.set(xscale='log', yscale='log')
   for j, alpha in enumerate(seeds[0]['alpha']):
     line(axis, c, samples[:, :, j], f'alpha = {alpha:g}')
   axis.plot(c, seeds[0]['floor'], 'k:', label='C_cov ln 10')
-  axis.set(xscale='log', yscale='log', xlabel='C_cov', ylabel='samples to mass 0.9')
+  axis.set(xlabel='C_cov', ylabel='samples to mass 0.9')
 
 
 def optimism(axis, seeds):
+  axis.set(xscale='log', yscale='log')
   line(axis, seeds[0]['alpha'], of(seeds, 'samples')[:, 0], f'C_cov = {seeds[0]["coverage"][0]}')
   axis.axhline(40 * seeds[0]['coverage'][0], color='k', linestyle=':', label='where runs were ended')
-  axis.set(xscale='log', yscale='log', xlabel='alpha', ylabel='samples to mass 0.9')
+  axis.set(xlabel='alpha', ylabel='samples to mass 0.9')
 
 
 def two_steps(axis, seeds):
@@ -109,10 +114,10 @@ PANELS: dict[str, Callable] = {panel.__name__: panel for panel in TABLES + CLASS
 def draw(name: str, seeds: Seeds, path: Path) -> None:
   """Writes an SVG that is the same, byte for byte, for the same figures."""
   with matplotlib.rc_context({'svg.hashsalt': name, 'svg.fonttype': 'none', 'font.size': 9}):
-    figure = Figure(figsize=(5.5, 3.6), layout='constrained')
+    figure = Figure(figsize=(7, 3.4), layout='constrained')
     axis = figure.add_subplot()
     PANELS[name](axis, seeds)
     axis.grid(color='0.92')
-    axis.legend(fontsize=7)
+    figure.legend(fontsize=7, loc='outside right upper')
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format='svg', metadata={'Date': None})
