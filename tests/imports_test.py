@@ -31,6 +31,7 @@ MAY = {
   'judges': LEAVES | {'judges'},
   'selects': LEAVES,
   'losses': LEAVES | {'losses'},
+  'tabular': LEAVES | {'losses', 'tabular'},
   'curricula': {'types'},
   'update': LEAVES,
   'collect': LEAVES | {'selects'},
