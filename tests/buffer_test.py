@@ -1,15 +1,18 @@
 """Rows of earlier rounds: where they go, and that a run with a buffer learns from them and resumes to the same bits."""
 
+import functools
 import json
 
 import jax
 import numpy as np
 import pytest
 
-from past_jax import train
+from past_jax import mesh as mesh_lib
+from past_jax import models, train
 from past_jax.buffer import append, fresh, ring
 from past_jax.build import rows_of, updates
 from past_jax.checkpoint import Checkpoints
+from past_jax.logps import group_logps
 from past_jax.main import main
 from past_jax.metrics import rows
 from past_jax.types import Batch, Plan, Prompts, Selection
@@ -96,7 +99,19 @@ def test_rounds_learn_from_earlier_ones_and_references_stay(whole):
   assert {'coverage/log_c_cov', 'coverage/right', 'coverage/best_right'} <= set(steps[0])
 
 
-@pytest.mark.parametrize('where', ['sample', 'update'])
+def test_the_reward_stays_that_of_the_base(whole):
+  """In every round: log p under the weights before the first update, not under those that the rounds made."""
+  tree, model = final(whole), models.load('scratch:tiny')
+  batch = tree['batch']
+  prompts = Prompts(batch['prompts.ids_BxP'], batch['prompts.length_B'])
+  score = jax.jit(functools.partial(group_logps, model.policy))
+  logps = lambda params: score(params, prompts, batch['ids_BxGxT'], batch['length_BxG']).sum(-1)
+  base = logps(model.read(mesh_lib.make({'data': 1, 'fsdp': 1, 'tensor': 1})))
+  np.testing.assert_allclose(batch['selection.score_BxG'], base, rtol=1e-5)
+  assert np.abs(logps(tree['state']['params']) - base).min() > 1e-3
+
+
+@pytest.mark.parametrize('where', [pytest.param('sample', marks=pytest.mark.slow), 'update'])
 def test_a_stopped_run_goes_on_to_the_same_bits(whole, tmp_path, monkeypatch, where):
   """Stops while round 2 is sampled, and between two updates of it."""
   real_tick, real_log = train.Loop.tick, train.Loop.log

@@ -190,8 +190,8 @@ def completions(tokenizer, row, ids_GxT, length_G, finished_G, logps_GxT) -> lis
 def enough(group: list[dict], delta: float) -> int | None:
   """The first k of completions of which, by arXiv 2412.01951's rule of adaptive sampling, no more are needed.
 
-  max_{j<=k} p(y_j | x) >= ln(2 / delta) / k: a likelier one would have been drawn by then with probability 1 - delta / 2
-  or more. None: not yet.
+  max_{j<=k} p(y_j | x) >= ln(2 / delta) / k: a likelier one would have been drawn by then with a probability of at
+  least 1 - delta / 2. None: not yet.
   """
   best = -math.inf
   for k, c in enumerate(group, 1):
