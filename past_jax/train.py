@@ -255,8 +255,8 @@ class Loop:
       old = self.state.params if first else self.placed(stage, self.ref)
       self.ref = parked(self.state.params if stage.rate == 1 else mixed(self.state.params, old, stage.rate))
     # Whether the reference is, as this round begins, the policy itself; only then can the first update be checked.
-    whole = refreshed and (first or stage.rate == 1)
-    self.anchored = {'policy': not kept, 'ref': whole and not kept, 'base': c.step == 0}
+    copied = refreshed and (first or stage.rate == 1)
+    self.anchored = {'policy': not kept, 'ref': copied and not kept, 'base': c.step == 0}
     if stage.collector and c.update == 0:
       got, held = self.collect(stage, examples, rendered, plan), self.batch
       facts |= got.metrics
