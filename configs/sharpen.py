@@ -12,7 +12,7 @@
 
   past study --config=configs/sharpen.py --workdir=runs/sft --config.data.source=tasks.jsonl    rows prompt and target
   past study --config=configs/sharpen.py:size=tiny --config.model.spec=BASE --workdir=runs/tiny
-  ... :arm=regression,beta=0.05                      beta must be small beside the rewards' differences
+  ... :arm=regression,beta=0.1                       the optimum is base^(1 + 1 / beta); a smaller beta takes longer
   ... :arm=xpo,alpha=1e-3
   ... :reward=majority --config.sharpen.judge.rule=boxed      votes; where answers stand: rules of past_jax/answers.py
   ... :arm=bon,N=64                                  with N=1, 2, 4, ... the curve of best-of-N: coverage/best_right
@@ -39,7 +39,7 @@ The better answer is answer"""
 
 
 def get_config(arg=''):
-  a = common.parse_arg(arg, size='smol', arm='sft', reward='likelihood', N=0, beta=0.1, alpha=1e-3)
+  a = common.parse_arg(arg, size='smol', arm='sft', reward='likelihood', N=0, beta=0.5, alpha=1e-3)
   c = common.base(a.size)
   tiny = a.size == 'tiny'
   rewards = {name: common.JUDGES[name] for name in ('likelihood', 'length_normalised', 'majority')}
@@ -65,9 +65,11 @@ def get_config(arg=''):
   c.data.update(source='tasks.jsonl', text='', prompt='prompt', target='target', replay='')
   c.view.update(instruction='{prompt}', train_view='same', train_instruction='')
   c.view.prompt_length = 32 if tiny else 256
-  c.optimizer.update(lr=1e-3 if tiny else 3e-4, schedule='linear', warmup=0.0, end=0.0, clip=1.0 if tiny else 0.1)
-  if a.arm == 'bon':
-    c.optimizer.lr = 0.0
+  imitates = a.arm == 'sft'
+  lr = (1e-3 if imitates else 5e-4) if tiny else (3e-4 if imitates else 1e-4)
+  c.optimizer.update(
+    lr=0.0 if a.arm == 'bon' else lr, schedule='linear', warmup=0.0, end=0.0, clip=1.0 if tiny else 0.1
+  )
   c.stages = ('sharpen',)
   c.sharpen = dict(
     trains='policy',
@@ -94,7 +96,7 @@ def get_config(arg=''):
     select=select,
     buffer=dict(name='append', size=rounds * prompts) if xpo else dict(name='fresh'),
     curriculum=dict(
-      name='constant', temperature=1.0, prompts=prompts, epochs=1 if a.arm == 'bon' else 2 if xpo else 8 if tiny else 4
+      name='constant', temperature=1.0, prompts=prompts, epochs=1 if a.arm == 'bon' else 2 if xpo else 16 if tiny else 4
     ),
     reference=dict(role='base', max_gap=0.01, rate=1.0),
     losses=dict(group=losses),
