@@ -57,6 +57,7 @@ JUDGES = {
   'likelihood_gain': dict(name='likelihood_gain', target='text', role='base', max_overlap=0.5, target_length=32),
   'likelihood': dict(name='likelihood', role='base'),
   'length_normalised': dict(name='length_normalised', role='base'),
+  'majority': dict(name='majority', rule='last_number', weight='count', role='base'),
   'preference': dict(name='preference', role='base', prompt_length=256),
   'text': dict(name='text', rule='exact', pattern='', function=''),  # function: module:callable(completion, example)
   'random': dict(name='random'),

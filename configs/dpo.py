@@ -49,10 +49,12 @@ def get_config(arg=''):
     batch=8,  # pairs per update
     micro=0,  # pairs whose activations an update holds at once; 0: all. Changes memory, not the step
     sample_prompts=8,
+    answers='',
     buckets=(1.0,),  # shares of the lengths that programs are compiled for: (0.25, 0.5, 1.0) is fast on ragged rows
     generator=dict(name='given', mismatched=unpaired),
     judge=dict(name='order'),  # chosen is better than rejected
     select=dict(name='everything') if unpaired else dict(name='all_pairs', margin=0.0),
+    buffer=dict(name='fresh'),
     curriculum=dict(name='constant', prompts=0, epochs=4 if tiny else 1, anchor_source='given'),  # prompts 0: all
     reference=dict(role='policy', max_gap=0.01, rate=1.0),
     losses=dict(group={a.loss: dict(weight=1.0, **beta)}),

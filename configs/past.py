@@ -33,6 +33,7 @@ def get_config(arg=''):
     buckets=(1.0,),  # shares of the lengths that programs are compiled for: (0.25, 0.5, 1.0) is fast on ragged texts
     micro=0,  # prompts whose activations an update holds at once; 0: all. Changes memory, not the step
     sample_prompts=8 if tiny else 6,  # prompts per call of the sampler
+    answers='',  # where the answer of a completion stands, for figures of coverage: past_jax/answers.py
     generator=dict(
       name='sampler',
       role='policy',
@@ -58,6 +59,7 @@ def get_config(arg=''):
       'select',
       a.select,
     ),
+    buffer=dict(name='fresh'),  # append | ring with size=PROMPTS: rounds learn from what earlier ones collected, too
     curriculum=dict(name='constant', temperature=0.8, prompts=8 if tiny else 12, epochs=2 if tiny else 4),
     reference=dict(role='policy', max_gap=0.01, rate=1.0),  # nats per completion; how far a refresh moves the role ref
     losses=dict(

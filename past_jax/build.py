@@ -15,8 +15,25 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import jax
 
-from past_jax import curricula, evals, generators, judges, lora, losses, mesh, models, render, sampler, selects, update
+from past_jax import (
+  answers,
+  buffer,
+  curricula,
+  evals,
+  generators,
+  judges,
+  lora,
+  losses,
+  mesh,
+  models,
+  render,
+  sampler,
+  selects,
+  update,
+)
+from past_jax.buffer import Buffer
 from past_jax.collect import Collector, Reference, collector
+from past_jax.coverage import coverage
 from past_jax.data import sources, worlds
 from past_jax.data.stream import Stream, permutation
 from past_jax.data.worlds.general import general
@@ -31,12 +48,17 @@ KINDS = {
   'judge': judges.TABLE,
   'select': selects.TABLE,
   'curriculum': curricula.TABLE,
+  'buffer': buffer.TABLE,
 }
 TERMS = ('text', 'group', 'replay')
 ROLES = ('policy', 'base', 'ref')
 PAIRWISE = ('best_vs', 'all_pairs')
 # What a loss needs -> who gives it.
-SELECTS = {'': (), 'pairs': PAIRWISE, 'wins': PAIRWISE, 'scores': ('everything',), 'group': ('everything',)}
+SELECTS = {
+  **{'': (), 'scores': ('everything',), 'group': ('everything',)},
+  **dict.fromkeys(('pairs', 'differences', 'wins'), PAIRWISE),
+}
+SELF_REWARDS = ('likelihood', 'length_normalised', 'majority')
 # Parameters that come from the run, not from the config.
 RESOURCES = ('policy', 'tokenizer', 'learning_rate', 'input_axes', 'setting')
 ADAPTERS = 1 << 31  # the branch of the run's key for new adapters; rounds use those of the stages' numbers
@@ -72,13 +94,13 @@ KEYS = {
   'log': {'groups': 0},
 }
 STAGE_KEYS = {
-  **{'trains': str, 'rounds': 1, 'batch': 1, 'micro': 0, 'sample_prompts': 1, 'buckets': tuple},
+  **{'trains': str, 'rounds': 1, 'batch': 1, 'micro': 0, 'sample_prompts': 1, 'buckets': tuple, 'answers': str},
   **dict.fromkeys(KINDS, Mapping),
   **{'reference': {'role': str, 'max_gap': 0.0, 'rate': 0.0}, 'losses': Mapping, 'replay_batch': 1, 'replay_length': 2},
 }
 # The same for components' keys, where the type of the default does not say it all; or (least, most).
 BOUNDS = {
-  **dict.fromkeys(('group', 'length', 'chunk', 'ngram', 'target_length', 'count', 'samples', 'distractors'), 1),
+  **dict.fromkeys(('group', 'length', 'chunk', 'ngram', 'target_length', 'count', 'samples', 'distractors', 'size'), 1),
   **{'prompt_length': 2, 'seed': 0, 'opponents': 0, 'slots': 0, 'top_k': 0},
   **dict.fromkeys(('max_overlap', 'lr', 'eps', 'weight_decay', 'clip'), 0.0),
   **dict.fromkeys(('flips', 'top_p', 'min_p', 'b1', 'b2', 'momentum', 'decay'), (0.0, 1.0)),
@@ -100,6 +122,7 @@ class Stage(NamedTuple):
   rounds: int
   batch: int  # prompts per update
   plan: Callable[[int], Plan]
+  buffer: Buffer  # of the rows that are collected
   collector: Collector | None  # None: nothing is sampled
   reference: Reference | None
   render: Callable
@@ -212,7 +235,8 @@ def component_problems(table: Mapping[str, Callable], config: Mapping, where: st
   if name not in table:
     return [f'{where}.name={name!r}: choose one of {", ".join(table)}.{nearest(name, table)}']
   takes = {k: p for k, p in inspect.signature(table[name]).parameters.items() if k not in RESOURCES}
-  out = [f'{where}.{k} is missing.' for k in more if k not in config]
+  needed = [*more, *(k for k, p in takes.items() if p.default is p.empty)]
+  out = [f'{where}.{k} is missing.' for k in needed if k not in config]
   strange = [k for k in config if k not in takes and k not in more and k != 'name']
   if strange:
     kind = where.rpartition('.')[2]
@@ -266,9 +290,16 @@ def plans_of(stage, rows: int = 0) -> tuple[Callable[[int], Plan], list[Plan]]:
   return plan, [plan(round_) for round_ in range(stage.rounds)]
 
 
-def updates(plan: Plan, batch: int) -> int:
-  """How many a round does: the last minibatch of an epoch may be smaller."""
-  return -(-plan.prompts // batch) * plan.epochs
+def rows_of(plan: Plan, batch: int) -> int:
+  """Rows that a round collects: its prompts, and what fills up the last minibatch."""
+  return -(-plan.prompts // batch) * batch
+
+
+def updates(plans: Sequence[Plan], batch: int, buffer_: Buffer) -> list[int]:
+  """How many each round does, over all rows that the buffer then holds."""
+  before = [0, *itertools.accumulate(rows_of(plan, batch) for plan in plans)]
+  filled = [buffer_.filled(n, rows_of(plan, batch)) for n, plan in zip(before, plans)]
+  return [rows // batch * plan.epochs for rows, plan in zip(filled, plans)]
 
 
 def losses_of(stage) -> dict[str, dict[str, tuple[float, Mapping]]]:
@@ -389,6 +420,12 @@ def stage_problems(config, name: str) -> list[str]:
   numbers = bool(s.buckets) and all(isinstance(share, int | float) and 0 < share <= 1 for share in s.buckets)
   if not numbers or tuple(s.buckets) != tuple(sorted(set(s.buckets))) or s.buckets[-1] != 1:
     out.append(f'{at}.buckets={s.buckets}: give ascending shares of the lengths, the last 1, like (0.25, 0.5, 1.0).')
+  if s.answers not in ('', *answers.RULES):
+    out.append(
+      f"{at}.answers={s.answers!r}: choose one of {', '.join(answers.RULES)}, or '': nothing is asked of answers."
+    )
+  if s.buffer.get('name') != 'fresh' and 'text' in s.losses:
+    out.append(f"{at}.losses.text is about the round's own texts, which no buffer keeps: take {at}.buffer 'fresh'.")
   if s.trains != 'policy':
     out.append(f"{at}.trains={s.trains!r}: only 'policy' can be trained so far.")
   if s.reference.role not in ROLES:
@@ -414,7 +451,8 @@ def stage_problems(config, name: str) -> list[str]:
     }
   except UserError as error:
     return [f'{at}.{error}']
-  scores = 'win' if s.judge.name == 'preference' else arguments(selects.TABLE, s.select).get('score')
+  select = arguments(selects.TABLE, s.select)
+  scores, keeps_ties = 'win' if s.judge.name == 'preference' else select.get('score'), select.get('ties') == 'keep'
   for term, named in terms.items():
     for name, loss in named.items():
       gives = SELECTS[loss.needs]
@@ -428,12 +466,23 @@ def stage_problems(config, name: str) -> list[str]:
           f"{at}.losses.group.{name} learns probabilities of winning: set {at}.select to best_vs with score='win', "
           "or take the judge 'preference'."
         )
+      elif loss.needs == 'pairs' and keeps_ties:
+        out.append(f"{at}.losses.group.{name} learns who won, and {at}.select.ties='keep' has pairs that nobody won.")
+  judge = arguments(judges.TABLE, s.judge)
+  if judge['name'] in SELF_REWARDS and judge['role'] != 'base':
+    out.append(
+      f'{at}.judge.role={judge["role"]!r}: {judge["name"]!r} would reward what the model has just become, and '
+      "whatever it says most would win; a self-reward is that of the frozen role 'base'."
+    )
   for count in sorted({plan.prompts for plan in plans}):
     for key in ('batch', 'sample_prompts'):
       if count % s[key]:
         out.append(f'{at}.curriculum.prompts={count} must be a multiple of {at}.{key}={s[key]}.')
   if strange := {role for plan in plans for role in plan.refresh} - {'ref'}:
     out.append(f"{at}.curriculum.refresh={sorted(strange)}: only the role 'ref' can be refreshed.")
+  size = arguments(buffer.TABLE, s.buffer).get('size', 0)
+  if size % s.batch:
+    out.append(f'{at}.buffer.size={size} must be a multiple of {at}.batch={s.batch}.')
   replay = ['replay_batch'] if 'replay' in s.losses else []
   for key in ('batch', *replay):
     if s.micro and s[key] > s.micro and s[key] % s.micro:
@@ -485,6 +534,12 @@ def check_examples(config, examples: Sequence[Example]) -> list[str]:
       if s.generator.name == 'given':
         needs.setdefault('anchors', f'{at}.generator')
   out = []
+  for name in config.stages:
+    s, at = config[name], f'config.{name}'
+    held, rows = component(buffer.TABLE, s.buffer, at), [rows_of(p, s.batch) for p in plans_of(s, len(examples))[1]]
+    if held.size and 'group' in s.losses and (most := max(rows) if held.forgets else sum(rows)) > held.size:
+      what = 'the largest round has' if held.forgets else "all rounds have, and 'append' keeps them all"
+      out.append(f'{at}.buffer.size={held.size} is less than the {most} prompts that {what}.')
   chats = [e.where for e in examples if e.messages]
   if chats and config.view.instruction != render.AS_IT_IS:
     out.append(
@@ -640,11 +695,14 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int)
   s, at = config[name], f'config.{name}'
   plan, plans = plans_of(s, rows)
   collect = reference = old = None
+  held = component(buffer.TABLE, s.buffer, f'{at}.buffer')
+  counts = updates(plans, s.batch, held)
   terms = losses_by_term(s)
   group = terms['group'] if 'group' in terms else None
   roles = {role for p in plans for role in p.refresh}
   if 'group' in s.losses:
     make = functools.partial(component, policy=model.policy, tokenizer=model.tokenizer)
+    generator = arguments(generators.TABLE, s.generator)
     collect = collector(
       policy=model.policy,
       generate=make(generators.TABLE, s.generator, f'{at}.generator'),
@@ -653,8 +711,8 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int)
       mesh=mesh_,
       prompts_per_call=s.sample_prompts,
       shares=tuple(s.buckets),
+      **({'measure': coverage(model.tokenizer, s.answers, generator['role'] == 'base')} if 'role' in generator else {}),
     )
-    generator = arguments(generators.TABLE, s.generator)
     samplers = [generator['role']] if 'role' in generator else []
     samplers += [generator['opponent']] if samplers and generator['opponents'] else []
     sampled_by = samplers[0] if len(samplers) == 1 else ''
@@ -664,7 +722,8 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int)
       needed=group.reference,
       role=s.reference.role,
       sampled_by=sampled_by,
-      one_update=all(updates(p, s.batch) == 1 for p in plans),
+      # Rows that are kept are learned from again, when the policy has moved on.
+      one_update=not held.size and set(counts) == {1},
       same_view=config.view.train_view == 'same',
       max_gap=s.reference.max_gap,
       chunk=min(s.micro or s.batch, s.batch),
@@ -675,12 +734,13 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int)
     rounds=s.rounds,
     batch=s.batch,
     plan=plan,
+    buffer=held,
     collector=collect,
     reference=reference,
     render=render.renderer(
       tokenizer=model.tokenizer, completion_length=completion_length(config, name)[1], **plain(config.view)
     ),
-    update=build_update(config.optimizer, s.micro, model, terms, sum(updates(p, s.batch) for p in plans), whole),
+    update=build_update(config.optimizer, s.micro, model, terms, sum(counts), whole),
     terms=tuple(s.losses),
     old=old,
     at_reference=group.at_reference if group else {},

@@ -13,6 +13,8 @@ from past_jax.logps import CHUNK, group_logps
 from past_jax.mesh import batch_ways, put_batch
 from past_jax.types import Batch, Example, Generator, Group, Judge, Judgement, Policy, Prompts, Select, Selection
 
+Measure = Callable[[Group, Judgement, Sequence[Example]], dict[str, float]]  # figures of a round, for people
+
 
 class Collected(NamedTuple):
   batch: Batch  # the term `group`: B prompts, the selected members
@@ -55,6 +57,7 @@ class Collector(NamedTuple):
   select: Callable  # (key, group, judgement, train prompts) -> (Selection, Batch, metrics)
   logps: Callable  # (params, prompts, ids_BxGxT, length_BxG) -> logps_BxGxT
   score: buckets.Bucketed  # the same, for reference log-probs
+  measure: Measure
   mesh: jax.sharding.Mesh
   prompts_per_call: int
 
@@ -65,6 +68,7 @@ def collector(
   generate: Generator,
   judge: Judge,
   select: Select,
+  measure: Measure = lambda group, judgement, examples: {},
   mesh,
   prompts_per_call: int,
   shares: Sequence[float] = (1.0,),
@@ -89,6 +93,7 @@ def collector(
     select=jax.jit(selected),
     logps=jax.jit(lambda *args: scored(1.0, *args)),
     score=buckets.Bucketed(scored, shares),
+    measure=measure,
     mesh=mesh,
     prompts_per_call=prompts_per_call,
   )
@@ -202,6 +207,7 @@ def collect(
   selection, batch, metrics = c.select(key_select, group, judgement, train)
   batch = attach(c, weights, batch, {'ref_logps_BxGxT': reference, 'old_logps_BxGxT': old}, gap, phase, tick)
   metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+  metrics |= c.measure(group, judgement, examples)
   batch = put_batch(c.mesh, batch)  # laid out alike in every mode: the update's programs are compiled once
   scored_by = None if batch.ref_logps_BxGxT is None else int(lora.fingerprint(weights[reference.role]))
   return Collected(batch, group, judgement, selection, metrics | {'check/sampler_gap': gap}, scored_by)

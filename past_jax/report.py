@@ -47,6 +47,19 @@ CHARTS = (
     'Nats per completion. Both falling means that likelihood is being pushed away.',
     r'logps/(chosen|rejected)$',
   ),
+  (
+    'Right samples',
+    'Shares of samples, of prompts with a right sample, of prompts whose best one as judged is right; and of samples '
+    'without an answer.',
+    r'(^|/)coverage/(right|any_right|best_right|unanswered)$',
+  ),
+  (
+    'Coverage and margin',
+    'In nats: log of the mean of 1 / p(likeliest sample), which says how many samples sharpening needs; and how much '
+    'likelier the best is than the second best.',
+    r'(^|/)coverage/log_',
+  ),
+  ('Length of samples', 'In tokens.', r'(^|/)coverage/length$'),
   ('Judge', 'Mean score of the completions of a round.', r'(^|/)judge/score'),
   ('Groups', 'Shares of groups, pairs or completions.', r'(^|/)study/(?!trimmed)'),
   (

@@ -161,6 +161,7 @@ def sample(
   min_p=0.0,
   slots: int = 0,
   limit_BxG=None,
+  first=0,
 ) -> Group:
   """`group` completions of up to `length` tokens for every prompt.
 
@@ -174,6 +175,7 @@ def sample(
     stop_ids: int array; a completion ends with the first of them, which belongs to it. -1 entries match nothing.
     slots: completions decoded at a time, see `layout`; 0: all.
     limit_BxG: tokens at which a completion ends unfinished, where that is less than `length`; traced.
+    first: the number of the first completion, so that a group can be drawn in parts; traced.
 
   Raises:
     UserError: `slots` do not fit.
@@ -188,7 +190,7 @@ def sample(
   limit_BxG = jnp.full((B, G), T) if limit_BxG is None else jnp.clip(limit_BxG, 0, T)
   fold = jax.vmap(jax.vmap(jax.random.fold_in))
   member_BxG = jnp.broadcast_to(jnp.arange(G)[None], (B, G))
-  keys_BxG = fold(jnp.broadcast_to(keys_B[:, None], (B, G)), member_BxG)
+  keys_BxG = fold(jnp.broadcast_to(keys_B[:, None], (B, G)), member_BxG + first)
 
   # The first tokens of a prompt's completions come from one row of logits; a slot begins with feeding one.
   hidden_BxD, prompt_cache = policy.prefill(params, prompts)

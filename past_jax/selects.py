@@ -1,7 +1,8 @@
 """Selects: from scores to what an update learns from. All are pure, keep static shapes and put weight 0 on the rest.
 
 A member is *valid* when its score is finite, it has tokens and it is its own prompt's (source above -2). Pairs of equal
-score, and of identical completions, carry no preference and weigh 0. Members in `members_BxM` are distinct.
+score, and of identical completions, carry no preference and weigh 0, unless `all_pairs` is told to keep them. Members
+in `members_BxM` are distinct.
 """
 
 import math
@@ -92,18 +93,28 @@ def best_vs(
   return select
 
 
-def all_pairs(margin: float = 0.0, normalise: bool = False, nll: Literal['chosen', 'none'] = 'chosen') -> Select:
+def all_pairs(
+  margin: float = 0.0,
+  normalise: bool = False,
+  nll: Literal['chosen', 'none'] = 'chosen',
+  ties: Literal['drop', 'keep'] = 'drop',
+) -> Select:
   """All J = G(G-1)/2 pairs of a group, the higher score chosen; weight 1 where the scores differ by more than `margin`.
 
   Args:
     margin: in the judge's unit, at least 0.
     normalise: a prompt's pair weights sum to 1 (if it has any): prompts count the same however many pairs differ.
     nll: as in `best_vs`: the best member has row weight 1, or none has.
+    ties: `keep`: every pair of valid members has weight 1, for losses that learn the difference of two scores: 0 says
+      as much as any other.
 
   Raises:
-    UserError: a negative margin, under which ties would count as preferences.
+    UserError: a negative margin, under which ties would count as preferences; a margin with ties kept.
   """
   _choice('nll', nll, ('chosen', 'none'))
+  _choice('ties', ties, ('drop', 'keep'))
+  if ties == 'keep' and margin:
+    raise UserError(f"select.margin={margin} drops the pairs that ties='keep' keeps: leave one of them out.")
   if not margin >= 0:
     raise UserError(f'select.margin={margin}: give a number of at least 0.')
 
@@ -115,8 +126,10 @@ def all_pairs(margin: float = 0.0, normalise: bool = False, nll: Literal['chosen
     i, j = (jnp.broadcast_to(jnp.asarray(x, jnp.int32)[None], (B, len(x))) for x in np.triu_indices(G, 1))
     first = pick(score, i) >= pick(score, j)
     chosen, rejected = jnp.where(first, i, j), jnp.where(first, j, i)
-    weight = pick(valid, i) & pick(valid, j) & (pick(score, chosen) - pick(score, rejected) > margin)
-    weight = (weight & ~identical(group, i, j)).astype(jnp.float32)
+    weight = pick(valid, i) & pick(valid, j)
+    if ties == 'drop':
+      weight &= (pick(score, chosen) - pick(score, rejected) > margin) & ~identical(group, i, j)
+    weight = weight.astype(jnp.float32)
     if normalise:
       weight /= jnp.maximum(weight.sum(1, keepdims=True), 1.0)
     best = _best(score, ~valid)

@@ -20,7 +20,7 @@ import numpy as np
 
 from past_jax import buckets, lora, models, report
 from past_jax import mesh as mesh_lib
-from past_jax.build import Run, Stage, updates
+from past_jax.build import Run, Stage, rows_of
 from past_jax.checkpoint import Checkpoints
 from past_jax.collect import Collected, collect
 from past_jax.data.stream import permutation
@@ -29,8 +29,10 @@ from past_jax.progress import Progress
 from past_jax.render import filled, text_batch
 from past_jax.stop import Stop, wait
 from past_jax.text import completion_text
-from past_jax.types import Batch, Completions, Prompts, Selection, TrainState, UserError
+from past_jax.types import Batch, Completions, Example, Prompts, Selection, TrainState, UserError
 from past_jax.update import public_name
+
+EARLIER = Example(text='a row of an earlier round')  # for messages; a resumed buffer does not know its examples
 
 
 class Cursor(NamedTuple):
@@ -67,7 +69,8 @@ class Loop:
     self.late = Late()
     self.phase, self.phase_start = '', time.monotonic()
     self.bad: dict = {}
-    self.batch: Batch | None = None  # of the round under way, once it has been collected
+    self.batch: Batch | None = None  # of the round under way, once it has been collected; a buffer outlives its round
+    self.examples: dict = {}  # row of the batch -> its example, as far as they are known
     self.scored_by: dict | None = None  # role and fingerprint of the weights behind its reference log-probs
     self.told: set = set()  # what the terminal has said once
 
@@ -154,8 +157,14 @@ class Loop:
     if batch is not None:
       tree['batch'] = pack(batch)
     host = {'cursor': self.cursor._asdict(), 'config': self.config, 'seconds': dict(self.seconds)}
-    host |= {'base': self.base_bits, 'scored_by': self.scored_by if batch is not None else None}
+    within = batch is not None and self.cursor.update
+    host |= {'base': self.base_bits, 'scored_by': self.scored_by if within else None}
     self.checkpoints.save(self.cursor.step, tree, host)
+
+  def batch_to_keep(self) -> Batch | None:
+    """What is still to be learned from. A round without an update yet is collected again."""
+    stage = self.run.stages[self.cursor.stage]
+    return self.batch if self.cursor.update or stage.buffer.size else None
 
   # --- progress ---------------------------------------------------------------------------------------------------
 
@@ -236,19 +245,24 @@ class Loop:
       what = f'{count} of {whole} {name} were cut to fit the lengths of config.view'
       self.count_aloud(stage, f'study/trimmed_{name}', count, what)
     # The last minibatch of an epoch may be smaller: it is filled up with rows that have no tokens and weigh nothing.
-    rows_ = updates(plan, stage.batch) // plan.epochs * stage.batch
+    rows_ = rows_of(plan, stage.batch)
     rendered, examples = filled(rendered, rows_), [examples[i % plan.prompts] for i in range(rows_)]
+    before = sum(rows_of(stage.plan(r), stage.batch) for r in range(c.round))
+    kept = stage.buffer.size and before > 0  # rows of earlier rounds
     first = self.ref is None
     refreshed = stage.refreshes and c.update == 0 and (first or 'ref' in plan.refresh)
     if refreshed:
-      before = self.state.params if first else self.placed(stage, self.ref)
-      self.ref = parked(self.state.params if stage.rate == 1 else mixed(self.state.params, before, stage.rate))
+      old = self.state.params if first else self.placed(stage, self.ref)
+      self.ref = parked(self.state.params if stage.rate == 1 else mixed(self.state.params, old, stage.rate))
     # Whether the reference is, as this round begins, the policy itself; only then can the first update be checked.
-    self.anchored = {'policy': True, 'ref': refreshed and (first or stage.rate == 1), 'base': c.step == 0}
+    copied = refreshed and (first or stage.rate == 1)
+    self.anchored = {'policy': not kept, 'ref': copied and not kept, 'base': c.step == 0}
     if stage.collector and c.update == 0:
-      got = self.collect(stage, examples, rendered, plan)
+      got, held = self.collect(stage, examples, rendered, plan), self.batch
       facts |= got.metrics
       self.batch = got.batch
+      if stage.buffer.size:
+        self.batch = mesh_lib.put_batch(run.mesh, stage.buffer.put(held, got.batch, before))
       role = stage.reference.role
       self.scored_by = None if got.scored_by is None else {'role': role, 'fingerprint': got.scored_by}
       count = int(got.metrics['study/unpaired'])
@@ -259,7 +273,11 @@ class Loop:
     batches = {'text': mesh_lib.put_batch(run.mesh, rendered.text)} if 'text' in stage.terms else {}
     if stage.collector:
       batches['group'] = self.batch
-    order = update_order(run.seed if run.stream.shuffle else None, c, plan, stage.batch)
+    places, real = stage.buffer.places(before, rows_), plan.prompts
+    self.examples |= dict(zip(places.tolist(), examples))
+    if stage.collector and stage.buffer.size:
+      rows_ = real = stage.buffer.filled(before, rows_)
+    order = update_order(run.seed if run.stream.shuffle else None, c, plan.epochs, real, rows_, stage.batch)
     enter = lambda name, total: self.enter(name, total, c.round + 1, stage.rounds, stage.name)
     args = self.frozen(), batches, order[0], self.replay(stage, c)
     step.prepare(self.state, *args, phase=lambda name: enter(name, len(stage.buckets)), tick=self.tick)
@@ -279,13 +297,13 @@ class Loop:
       self.log(row, stage, writer, now - started, previous)
       started = now
       c = self.cursor = c._replace(update=update + 1, step=c.step + 1)
-      self.examples, self.order = examples, order
+      self.order = order
       if self.stop.requested and c.update < len(order):
         self.log(self.late.flush(), stage, writer, time.monotonic() - started, self.bad)
         raise Stopped
     self.log(self.late.flush(), stage, writer, time.monotonic() - started, self.bad)
     self.cursor = Cursor(c.stage, c.round + 1, 0, c.step, position)
-    self.batch = None
+    self.batch = self.batch if stage.buffer.size else None
 
   def count_aloud(self, stage: Stage, metric: str, count: int, what: str) -> None:
     """Says it once a stage, if there is anything to count."""
@@ -326,7 +344,7 @@ class Loop:
 
   def not_finite(self, row: dict, bad: dict) -> UserError:
     names = nonfinite(row)
-    step_rows = [self.examples[i] for i in self.order[self.cursor.update - 1]]
+    step_rows = [self.examples.get(i, EARLIER) for i in self.order[self.cursor.update - 1].tolist()]
     marked = np.zeros(len(step_rows), bool)
     for term in ('bad/text', 'bad/group'):
       marked |= np.asarray(bad[term]) if term in bad else False
@@ -372,7 +390,7 @@ class Loop:
         self.evaluate('after', writer)
       except Stopped:
         self.enter('', 0)
-        self.save(self.batch if self.cursor.update else None)
+        self.save(self.batch_to_keep())
         self.checkpoints.wait()
         return False
       self.enter('', 0)
@@ -387,6 +405,7 @@ class Loop:
         self.cursor = Cursor(self.cursor.stage + 1, 0, 0, self.cursor.step, self.cursor.position)
         stage = self.run.stages[self.cursor.stage]
         self.state, self.ref = self.new_state(stage, self.state.params), None
+        self.batch, self.examples = None, {}
         continue
       step, warm = bucketed_step(self, stage), False
       while self.cursor.round < stage.rounds:
@@ -401,7 +420,7 @@ class Loop:
         warm = warm or whole
         if self.cursor.round == stage.rounds or self.cursor.round % self.run.checkpoint_every == 0:
           self.enter('checkpoint', 1)
-          self.save()
+          self.save(self.batch_to_keep())
         if self.stop.requested:
           raise Stopped
 
@@ -449,13 +468,16 @@ def mixed(params, ref, rate: float):
   return jax.tree.map(one, params, ref)
 
 
-def update_order(seed: int | None, c: Cursor, plan, size: int) -> list[np.ndarray]:
-  """Minibatches of prompts for all epochs of a round, in the data's order without a seed; what fills up comes last."""
-  out, total = [], -(-plan.prompts // size) * size
-  for epoch in range(plan.epochs):
+def update_order(seed: int | None, c: Cursor, epochs: int, real: int, total: int, size: int) -> list[np.ndarray]:
+  """Minibatches of the `total` rows for all epochs of a round, in their order without a seed.
+
+  Those after the first `real` only fill up, and stay last.
+  """
+  out = []
+  for epoch in range(epochs):
     order = np.arange(total)
     if seed is not None:
-      order[: plan.prompts] = permutation(plan.prompts, seed, c.stage, c.round, epoch)
+      order[:real] = permutation(real, seed, c.stage, c.round, epoch)
     out += list(order.reshape(-1, size))
   return out
 

@@ -185,8 +185,8 @@ class Loss:
   statistics: tuple[str, ...] = ()  # per token, beside logps: log_sum_sq (log sum_v p(v)^2), entropy (nats)
   reference: bool = True  # reads `ref_logps`; if no loss does, none are computed
   old: bool = False  # reads `old_logps`, those of the policy that sampled
-  # `pairs`; `wins`: the same, scored by the probability of winning; `scores` of every member; `group`: the same, of
-  # several; '': any row will do, raw texts included
+  # `pairs`; `differences`: pairs, of which some may be ties; `wins`: pairs, scored by the probability of winning;
+  # `scores` of every member; `group`: the same, of several; '': any row will do, raw texts included
   needs: str = ''
   sources: tuple[int, ...] = ()  # it learns from members of these, and from nothing where there are none
   # Metric -> (what it is where the policy is the reference, by how much it moves at most if every completion's

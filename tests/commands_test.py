@@ -183,6 +183,61 @@ def test_long_prompts_lose_their_beginning(past):
   assert code == 2 and 'together exceed the 512 tokens' in err
 
 
+@pytest.mark.parametrize('judge', ['likelihood', 'length_normalised', 'majority'])
+def test_best_of_marks_the_best(past, judge):
+  model = ('--model=scratch:tiny', '--prompts=prompts.jsonl', '--max_new_tokens=6', '--mesh=1,1,1')
+  call = lambda *flags: past('sample', *model, '--best_of=3', f'--judge={judge}', '--out=best.jsonl', *flags)
+  assert call('--rule=line')[:2] == (0, 'best.jsonl: 6 rows.\n')
+  assert past('sample', *model, '--group=3', '--out=out.jsonl')[0] == 0
+  for row, plain in zip(read('best.jsonl'), read('out.jsonl'), strict=True):
+    scores = [c.pop('score') for c in row['completions']]
+    assert row['completions'] == plain['completions']
+    lines = [[line.strip() for line in c['text'].splitlines() if line.strip()] for c in plain['completions']]
+    votes = [(line[0].casefold() if line else None) for line in lines]
+    expected = {
+      'likelihood': [c['logp'] for c in plain['completions']],
+      'length_normalised': [c['logp'] / len(c['ids']) for c in plain['completions']],
+      'majority': [vote and votes.count(vote) / 3 for vote in votes],
+    }[judge]
+    assert scores == pytest.approx(expected, abs=1e-6)
+    assert row['best'] == int(np.nanargmax(np.array(expected, float)))
+  # Resumed, it is the same file; judged otherwise, another.
+  with open('best.jsonl', 'rb') as file:
+    whole = file.read()
+  os.truncate('best.jsonl', len(whole) // 2)
+  assert call('--rule=line')[0] == 0
+  with open('best.jsonl', 'rb') as file:
+    assert file.read() == whole
+  code, _, err = call('--rule=boxed')
+  assert code == 2 and 'rule "line" -> "boxed"' in err
+
+
+def test_nobody_is_best_without_an_answer(past):
+  write('prompts.jsonl', PROMPTS[:1])
+  flags = ['--best_of=3', '--judge=majority', '--rule=tag', '--max_new_tokens=6', '--mesh=1,1,1', '--out=out.jsonl']
+  assert past('sample', '--model=scratch:tiny', '--prompts=prompts.jsonl', *flags)[0] == 0
+  (row,) = read('out.jsonl')
+  assert row['best'] is None and [c['score'] for c in row['completions']] == [None] * 3
+
+
+def test_adaptive_draws_until_the_rule_says_stop(past):
+  """The first k with 1 / max p <= k / ln(2 / delta); completions are a beginning of those that all N would be."""
+  flags = ['--model=scratch:tiny', '--prompts=prompts.jsonl', '--mesh=1,1,1', '--max_new_tokens=1', '--best_of=200']
+  assert past('sample', *flags, '--out=all.jsonl')[0] == 0
+  whole = [[(c['ids'], np.exp(c['logp'])) for c in row['completions']] for row in read('all.jsonl')]
+  used = []
+  for everything in whole:
+    p = [p for _, p in everything]
+    used.append(next((k for k in range(1, 201) if 1 / max(p[:k]) <= k / np.log(2 / 0.9)), 200))
+  assert len(set(used)) > 1 and min(used) < 200
+  code, out, _ = past('sample', *flags, '--adaptive', '--delta=0.9', '--group=64', '--out=few.jsonl')
+  said = f'{np.mean(used):.1f} of up to 200 completions were enough for a prompt, on average.'
+  assert (code, out) == (0, f'few.jsonl: 6 rows. {said}\n')
+  for row, everything, k in zip(read('few.jsonl'), whole, used, strict=True):
+    assert [c['ids'] for c in row['completions']] == [ids for ids, _ in everything[:k]]
+    assert row['best'] == int(np.argmax([p for _, p in everything[:k]]))
+
+
 # --- resuming -----------------------------------------------------------------------------------------------------
 
 
@@ -447,6 +502,12 @@ def test_bad_flags(past):
     ('group=0',): 'flag --group=0: ',
     ('top_p=0',): 'flag --top_p=0: ',
     ('dtype=float8',): 'flag --dtype=float8: ',
+    ('judge=majority',): '--judge says which of N completions is best: set --best_of=N.',
+    ('best_of=8', 'group=4'): '--best_of says how many completions are drawn: leave --group out',
+    ('best_of=8', 'rule=lines'): 'flag --rule=lines: ',
+    ('best_of=8', 'adaptive=true', 'delta=1.9'): 'flag --delta=1.9: ',
+    ('best_of=8', 'adaptive=true', 'judge=majority'): '--adaptive looks for the likeliest completion, not the best by',
+    ('best_of=8', 'adaptive=true', 'temperature=0.7'): '--adaptive counts samples of the model itself: temperature 1',
     ('model=',): '--model=... is missing; past sample --help explains.',
   }.items():
     values = [f'--{k}={v}' for k, v in {**given, **dict(f.split('=', 1) for f in flags)}.items()]

@@ -27,6 +27,11 @@ SELECTS = ['select=all_pairs', 'select=top_k', 'select=everything', 'select=soft
 ARGS = {  # file -> its arguments; any other file: its default and size=tiny
   'past': ['', 'size=tiny', 'arm=raw', *(f'size=tiny,{a}' for a in (*JUDGES, *SELECTS, 'arm=raw'))],
   'dpo': ['', 'size=tiny', 'size=tiny,arm=sft', 'arm=sft+dpo'],
+  'sharpen': [
+    '',
+    *(f'size=tiny,arm={arm}' for arm in ('sft', 'regression', 'dpo', 'xpo', 'bon')),
+    *(f'size=tiny,reward={reward}' for reward in ('length_normalised', 'majority', 'preference')),
+  ],
 }
 FILES = sorted(path.stem for path in (ROOT / 'configs').glob('*.py') if path.stem not in ('common', '__init__'))
 VARIANTS = [(name, arg) for name in FILES for arg in ARGS.get(name, ['', 'size=tiny'])]
@@ -140,6 +145,7 @@ def edited(*edits, arg='size=tiny') -> ConfigDict:
 
 MUON = {'name': 'muon', 'lr': 1e-3, 'schedule': 'cosine', 'warmup': 0.0, 'end': 0.0}
 EVERYTHING = {'name': 'everything'}
+KEPT = {'name': 'all_pairs', 'ties': 'keep'}
 
 
 @pytest.mark.parametrize(
@@ -199,6 +205,25 @@ EVERYTHING = {'name': 'everything'}
     ([('study.reference.rate', 0.0)], 'config.study.reference.rate=0.0: a refresh moves the reference'),
     ([('study.reference.rate', 0.6), ('model.lora.rank', 4)], 'a mean of adapters is no mean of models'),
     ([('study.reference.rate', 0.6)], "rate=0.6 moves the role 'ref' when it is refreshed"),
+    (
+      [('study.judge', {'name': 'likelihood', 'role': 'policy'})],
+      "judge.role='policy': 'likelihood' would reward what",
+    ),
+    ([('study.judge', {'name': 'majority', 'role': 'ref'})], "a self-reward is that of the frozen role 'base'"),
+    ([('study.judge', {'name': 'majority', 'rule': 'lines'})], 'choose one of line, last_number, boxed, choice, tag.'),
+    ([('study.select', KEPT)], "group.dpo learns who won, and config.study.select.ties='keep' has pairs that nobody"),
+    ([('study.answers', 'lines')], "config.study.answers='lines': choose one of line, last_number"),
+    ([('study.buffer', {'name': 'rings'})], "config.study.buffer.name='rings': choose one of fresh, append, ring. Did"),
+    (
+      [('study.buffer', {'name': 'ring', 'size': 0})],
+      'config.study.buffer.size=0 must be a whole number of at least 1',
+    ),
+    ([('study.buffer', {'name': 'ring'})], 'config.study.buffer.size is missing'),
+    (
+      [('study.buffer', {'name': 'ring', 'size': 12}), ('study.losses.text', None)],
+      'config.study.buffer.size=12 must be a multiple of config.study.batch=8',
+    ),
+    ([('study.buffer', {'name': 'append', 'size': 16})], "losses.text is about the round's own texts, which no buffer"),
     ([('study.generator.min_p', 1.5)], 'config.study.generator.min_p=1.5 must be a number from 0.0 to 1.0.'),
     ([('study.generator.stop', 'END')], "config.study.generator.stop='END' must be a tuple."),
     ([('study.generator.opponent', 'bas')], "opponent='bas': choose one of policy, base, ref. Did you mean 'base'?"),

@@ -105,6 +105,8 @@ GAIN = MODEL | {'tokenizer': TOKENIZER, 'target_length': 24}
 JUDGES = {
   'likelihood': lambda: TABLE['likelihood'](**MODEL),
   'length_normalised': lambda: TABLE['length_normalised'](**MODEL),
+  'majority': lambda: TABLE['majority'](rule='line', **MODEL, tokenizer=TOKENIZER),
+  'majority likelihood': lambda: TABLE['majority'](rule='line', weight='likelihood', **MODEL, tokenizer=TOKENIZER),
   'likelihood_gain': lambda: TABLE['likelihood_gain'](**GAIN),
   'likelihood_gain target': lambda: TABLE['likelihood_gain'](target='target', **GAIN),
   'likelihood_gain answers': lambda: TABLE['likelihood_gain'](target='answers', **GAIN),
@@ -264,6 +266,43 @@ def test_likelihood_gain_is_the_loop(tokenizer, target):
         tokens += len(ids) - start
       np.testing.assert_allclose(judgement.score_BxG[b, g], gain, rtol=1e-4, atol=1e-4)
       np.testing.assert_allclose(judgement.info['gain_per_token'][b, g], gain / tokens, rtol=1e-4, atol=1e-5)
+
+
+VOTES = [
+  ['so 7', 'it is 7.0', 'so 7', '8', '', 'no idea'],  # two spellings of one number, two copies, two without an answer
+  ['1,000', 'x 1000', '$1000', '999', '1000', '1000.5'],
+]
+
+
+def test_majority_counts_votes():
+  group = make_group(['q', 'r'], VOTES)
+  group = dataclasses.replace(group, source_BxG=np.array([[0] * 6, [0] * 4 + [-2] * 2], np.int32))
+  found = TABLE['majority'](**MODEL, tokenizer=TOKENIZER).score(WEIGHTS, KEY, group, EXAMPLES[:2])
+  # the empty one is no member, and neither are those of another prompt; who has no answer still counts as one
+  nan = float('nan')
+  expected = [[3 / 5, 3 / 5, 3 / 5, 1 / 5, nan, nan], [3 / 4, 3 / 4, 3 / 4, 1 / 4, nan, nan]]
+  np.testing.assert_allclose(found.score_BxG, expected, rtol=1e-6)
+  assert found.info == {}
+
+
+def test_majority_by_likelihood_adds_different_completions():
+  found = TABLE['majority'](weight='likelihood', **MODEL, tokenizer=TOKENIZER).score(
+    WEIGHTS, KEY, make_group(['q', 'r'], VOTES), EXAMPLES[:2]
+  )
+  p = lambda b, g: np.exp(oracle(b'qr'[b : b + 1], [*VOTES[b][g].encode(), TOKENIZER.eos_id]).sum())
+  nan = float('nan')
+  seven = p(0, 0) + p(0, 1)  # the copy adds nothing
+  thousand = p(1, 0) + p(1, 1) + p(1, 2) + p(1, 4)
+  mass = [[seven, seven, seven, p(0, 3), nan, nan], [thousand] * 3 + [p(1, 3), thousand, p(1, 5)]]
+  np.testing.assert_allclose(found.score_BxG, np.log(mass), rtol=1e-5)
+  np.testing.assert_allclose(found.info['logp'][0, 3], np.log(p(0, 3)), rtol=1e-5)
+
+
+@pytest.mark.parametrize('keys', [{'rule': 'lines'}, {'weight': 'votes'}])
+def test_majority_names_a_wrong_key(keys):
+  ((key, value),) = keys.items()
+  with pytest.raises(UserError, match=f"judge.{key}='{value}': choose one of"):
+    TABLE['majority'](**keys, **MODEL, tokenizer=TOKENIZER)
 
 
 def test_gain_leaves_the_stop_token_of_the_sampler_out_but_not_the_end_of_a_given_text():

@@ -389,12 +389,14 @@ ADDED = {  # composed losses: weight, name, keys
   'IRPO': ((1.0, 'dpo', {'beta': 0.5}), (1.0, 'nll', {'rows': 'chosen', 'per': 'sequence'})),
   'MPO': ((0.8, 'dpo', {}), (0.2, 'bco_pair', {}), (1.0, 'nll', {'rows': 'chosen'})),
   'XPO': ((1.0, 'dpo', {}), (1e-2, 'optimism', {})),
+  'XPO-squared': ((1.0, 'rebel', {'beta': 0.5}), (0.3, 'optimism', {})),  # arXiv 2412.01951: plus, not minus
 }
 PARTS = {
   'RPO': ('dpo', 'nll chosen sequence'),
   'IRPO': ('dpo beta', 'nll chosen sequence'),
   'MPO': ('dpo', 'bco_pair', 'nll chosen'),
   'XPO': ('dpo', 'optimism'),
+  'XPO-squared': ('rebel', 'optimism'),
 }
 for name, parts in ADDED.items():
   loops = [(weight, CASES[part][1]) for (weight, _, _), part in zip(parts, PARTS[name], strict=True)]

@@ -212,6 +212,17 @@ def test_all_pairs_is_the_loop():
       assert found == pytest.approx(dict.fromkeys(expected, 1 / scale))
 
 
+def test_all_pairs_may_keep_ties():
+  s = jax.device_get(jax.jit(TABLE['all_pairs'](ties='keep', nll='none'))(KEY, GROUP, JUDGEMENT))
+  for b in range(9):
+    weights = zip(s.chosen_BxJ[b].tolist(), s.rejected_BxJ[b].tolist(), s.pair_weight_BxJ[b].tolist())
+    found = {frozenset((i, j)): weight for i, j, weight in weights if weight}
+    assert found == {frozenset((i, j)): 1.0 for i in range(4) for j in range(i) if VALID[b, i] and VALID[b, j]}
+  assert (SCORES[np.arange(9)[:, None], s.chosen_BxJ] >= SCORES[np.arange(9)[:, None], s.rejected_BxJ])[
+    s.pair_weight_BxJ > 0
+  ].all()
+
+
 def test_top_k_and_everything():
   np.testing.assert_array_equal(run('everything').row_weight_BxG, VALID)
   assert run('everything').chosen_BxJ.shape == (9, 0)
@@ -230,6 +241,8 @@ def test_top_k_and_everything():
     (lambda: TABLE['best_vs'](nll='all'), "select.nll='all'"),
     (lambda: TABLE['all_pairs'](margin=-0.1), 'select.margin=-0.1'),
     (lambda: TABLE['all_pairs'](margin=NAN), 'select.margin=nan'),
+    (lambda: TABLE['all_pairs'](margin=0.1, ties='keep'), "select.margin=0.1 drops the pairs that ties='keep' keeps"),
+    (lambda: TABLE['all_pairs'](ties='kept'), "select.ties='kept'.*drop, keep"),
     (lambda: TABLE['top_k'](k=0), 'select.k=0'),
   ],
 )

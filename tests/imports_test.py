@@ -15,6 +15,8 @@ MAY = {
   'lora': {'types'},
   'logps': {'types'},
   'buckets': {'types'},
+  'buffer': {'types'},
+  'coverage': LEAVES,
   'sampler': {'types', 'mesh'},
   'heap': set(),
   'stop': set(),

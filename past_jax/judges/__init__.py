@@ -3,6 +3,7 @@
 from past_jax.judges.controls import constant, random
 from past_jax.judges.likelihood import length_normalised, likelihood
 from past_jax.judges.likelihood_gain import likelihood_gain
+from past_jax.judges.majority import majority
 from past_jax.judges.order import order
 from past_jax.judges.preference import preference
 from past_jax.judges.text import text
@@ -11,6 +12,7 @@ TABLE = {
   'likelihood': likelihood,
   'length_normalised': length_normalised,
   'likelihood_gain': likelihood_gain,
+  'majority': majority,
   'text': text,
   'preference': preference,
   'order': order,

@@ -12,12 +12,13 @@ def likelihood(role: str = 'base', chunk: int = 16, *, policy: Policy) -> Judge:
   """Score: log p(completion | the group's own prompt) in nats under the frozen `role`, end token included.
 
   A completion without a predicted token (empty) abstains. `chunk`: completions per device call, in whole groups.
+  info: `logp`, the same.
   """
   return _judge(role, chunk, policy, per_token=False)
 
 
 def length_normalised(role: str = 'base', chunk: int = 16, *, policy: Policy) -> Judge:
-  """As `likelihood`, divided by the number of predicted tokens: nats per token."""
+  """As `likelihood`, divided by the number of predicted tokens: nats per token. info: `logp`, not divided."""
   return _judge(role, chunk, policy, per_token=True)
 
 
@@ -31,7 +32,8 @@ def _judge(role, chunk, policy, per_token):
       scorers[G] = scorer(policy, max(1, chunk // G))
     logps = scorers[G](weights[role], group.prompts, group.ids_BxGxT, group.length_BxG)
     tokens = np.asarray(token_mask(group.prompts, group.length_BxG, T)).sum(-1)
-    total = logps.sum(-1, dtype=np.float64) / (np.maximum(tokens, 1) if per_token else 1)
-    return Judgement(jnp.asarray(np.where(tokens > 0, total, np.nan), jnp.float32))
+    total = np.where(tokens > 0, logps.sum(-1, dtype=np.float64), np.nan)
+    found = total / np.maximum(tokens, 1) if per_token else total
+    return Judgement(jnp.asarray(found, jnp.float32), info={'logp': jnp.asarray(total, jnp.float32)})
 
   return Judge(score)

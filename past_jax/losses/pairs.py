@@ -257,9 +257,12 @@ def discopop(beta: float = 0.05, tau: float = 0.05):
   return Formula(value, 0.5 * (LN2 + 1), 2 * beta * abs((1 - LN2) / (4 * tau) - 0.75))
 
 
-@pair_loss(without=('label_smoothing',))
+@pair_loss(without=('label_smoothing',), needs='differences')
 def rebel(beta: float = 1.0):
-  """(beta * D - (r_w - r_l))^2 with the judge's scores r: REBEL, 2404.16767 algorithm 1, beta its 1 / eta."""
+  """(beta * D - (r_w - r_l))^2 with the judge's scores r: REBEL, 2404.16767 algorithm 1, beta its 1 / eta.
+
+  With r the log-prob under the base, which is the reference too, the optimum is base^(1 + 1 / beta): 2412.01951.
+  """
   return Formula(lambda p: (beta * p.delta - (p.score_w - p.score_l)) ** 2)
 
 

@@ -88,8 +88,9 @@ def kto(beta: float = 0.1, threshold: float = 0.0, desirable: float = 1.0, undes
 def optimism(source: int = 1) -> Loss:
   """Mean log p of the pairs' completions from the generator `source`: XPO, 2405.21046 algorithm 1.
 
-  Minimised beside `dpo` with weight alpha, where `source` is the reference policy, it pushes mass away from what that
-  would say: exploration. `generator.opponents` of `generator.opponent` are of source 1.
+  Minimised with weight alpha beside `dpo` (beside `rebel`: 2412.01951, algorithm 1), where `source` is the reference
+  policy, it pushes mass away from what that would say: exploration. `generator.opponents` of `generator.opponent` are
+  of source 1.
   """
 
   def value(outputs, batch: Batch):
@@ -101,4 +102,4 @@ def optimism(source: int = 1) -> Loss:
     loss = mean(logps.sum(-1), weight.astype(jnp.float32))
     return loss, {'loss': loss, 'rows': weight.sum()}
 
-  return Loss(value, reference=False, needs='pairs', sources=(source,))
+  return Loss(value, reference=False, needs='differences', sources=(source,))
