@@ -81,6 +81,10 @@ def base(size: str) -> ConfigDict:
   # rank 0: all parameters are trained. targets: regexes on the paths of linear layers, such as 'layers/(q|v)$'; (): all
   # within the layers. alpha = rank: as large a step at a learning rate as training all parameters.
   c.model.lora = dict(rank=0, alpha=16.0, targets=())
+  c.teacher = dict(
+    spec='',  # the role `teacher`: a model spec, with the same tokenizer; 'policy': a copy of it at each stage's start
+    restart=False,  # with 'policy': every stage trains the base anew, and only the teacher is what came before
+  )
   tiny = size == 'tiny'
   c.data = dict(
     source='world:people',  # or FILE.jsonl, hf:NAME, tfds:NAME, a directory of either
@@ -93,6 +97,7 @@ def base(size: str) -> ConfigDict:
     anchors='',  # given completions, a list; or two columns, better and worse:
     chosen='',
     rejected='',
+    recorded='',  # FILE.jsonl of {context, completions}: given completions by passage
     preference='',  # a number from 1 (chosen's column is better) to 2 (rejected's)
     limit=0,  # 0: all
     on_error='stop',  # stop | skip: malformed rows
@@ -108,6 +113,8 @@ def base(size: str) -> ConfigDict:
     prompt_length=112 if tiny else 192,
     text_length=96 if tiny else 32,
     anchors=0,  # given completions per prompt
+    transforms=(),  # the first of them, made of the text: past_jax/transforms.py
+    segment=5,  # most words of a segment of segment_reversal
   )
   # Another one: --config.optimizer="{'name': 'lion', 'lr': 3e-5, 'schedule': 'linear', 'warmup': 0.1, 'end': 0.0}".
   # Names and keys: past_jax/update.py. schedule: cosine | linear | constant, which does not go down to end * lr.

@@ -160,7 +160,11 @@ def run(argv: list[str]) -> int:
   m = config.model
   model = models.load(m.spec, dtype=m.dtype, remat=m.remat, rope=m.rope, seed=config.seed)
   refuse(build.check_model(config, model))
-  run_ = build.build(config, model, data.examples)
+  teacher = None
+  if config.teacher.spec not in ('', 'policy'):
+    teacher = models.load(config.teacher.spec, dtype=m.dtype, rope=m.rope, seed=config.seed)
+    refuse(build.check_teacher(config, model, teacher))
+  run_ = build.build(config, model, data.examples, teacher)
   with Stop() as stop, Progress(rounds_ahead=sum(config[s].rounds for s in config.stages[1:])) as progress:
     try:
       claim(workdir, resolved)
