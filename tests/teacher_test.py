@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from small import llama, random_params
+from small import assert_same, llama, random_params
 
 from past_jax.checkpoint import Checkpoints
 from past_jax.main import main
@@ -79,10 +79,6 @@ def test_a_teacher_that_reads_other_ids_is_refused(tmp_path, capsys):
 # --- generations --------------------------------------------------------------------------------------------------
 
 
-def arrays(workdir, name):
-  return jax.tree.leaves(Checkpoints(workdir / 'checkpoints').restore().tree[name])
-
-
 def generations(workdir, *flags):
   """Two generations: the second learns what the first's student wrote."""
   config = workdir.with_suffix('.py')
@@ -106,18 +102,16 @@ def test_the_student_becomes_the_teacher_and_a_new_one_begins_at_the_base(tmp_pa
   assert generations(tmp_path / 'new', '--config.teacher.restart=true', '--config.eval.every=1') == 0
   first, second = (rows(tmp_path / name / 'metrics.jsonl') for name in ('on', 'new'))
   assert first[0]['loss'] == second[0]['loss']  # the first generation is the same
-  texts = [
-    [c['text'] for row in rows(tmp_path / n / 'groups.jsonl') for c in row['completions']] for n in ('on', 'new')
-  ]
-  assert texts[0] == texts[1]  # so the teachers of the second generation are, too
+  texts = lambda name: [c['text'] for row in rows(tmp_path / name / 'groups.jsonl') for c in row['completions']]
+  assert texts('on') == texts('new')  # so the teachers of the second generation are, too
   # The student that goes on has learned the passages in its first generation; the new one begins at the base's loss.
   assert first[1]['text/nll/loss'] < first[0]['text/nll/loss'] - 0.01
   assert second[1]['text/nll/loss'] == pytest.approx(second[0]['text/nll/loss'], abs=0.01)
-  # The teacher that the runs end with is the first generation's student, which neither run's policy is any more.
-  for a, b, policy in zip(
-    *(arrays(tmp_path / n, 'teacher') for n in ('on', 'new')), arrays(tmp_path / 'on', 'state')[1:]
-  ):
-    np.testing.assert_array_equal(a, b)
+  # The teacher that both runs end with is the first generation's student, which neither run's policy is any more.
+  on, new = (Checkpoints(tmp_path / name / 'checkpoints').restore().tree for name in ('on', 'new'))
+  assert_same(on['teacher'], new['teacher'])
+  for run in (on, new):
+    assert not np.array_equal(*(jax.tree.leaves(tree)[0] for tree in (run['teacher'], run['state']['params'])))
   # With evaluations there is one between two generations.
   assert [row['when'] for row in rows(tmp_path / 'new' / 'evaluations.jsonl')] == ['before', 'stage again', 'after']
 

@@ -1,0 +1,101 @@
+"""Runs a Python program that nobody has read: walled in by the kernel (`jail.py`), within limits, and for its output."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from past_jax.types import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  seconds: int = 2  # of CPU time; and on the wall twice as many and two more, in which processes start
+  memory: int = 512 << 20  # bytes of address space
+  file: int = 1 << 20  # bytes of each file that it writes, its output among them
+  scratch: int = 16 << 20  # bytes of its folder, TMPDIR, which is gone afterwards
+
+
+class Outcome(NamedTuple):
+  code: int  # exit status; 128 + n: ended by signal n, as SIGKILL (9) where a limit was reached
+  output: str
+  errors: str
+
+
+def run(source: str, stdin: str = '', limits: Limits = Limits(), readable: Sequence[str] = ()) -> Outcome:
+  """The program `source` in a fresh process with Python's standard library: no network, no files but those.
+
+  Args:
+    readable: paths of files and folders that it may read besides.
+
+  Raises:
+    UserError: this system does not let a process wall itself in; the sentence names the layer.
+  """
+  read, write = os.pipe()
+  try:
+    with tempfile.TemporaryFile() as code, tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out:
+      with tempfile.TemporaryFile() as errors:
+        for file, text in ((code, source), (given, stdin)):
+          file.write(text.encode('utf-8', 'replace'))
+          file.seek(0)
+        order = json.dumps(_order(code.fileno(), write, limits, readable))
+        process = subprocess.Popen(
+          [sys.executable, '-I', '-S', str(Path(__file__).with_name('jail.py')), order],
+          stdin=given,
+          stdout=out,
+          stderr=errors,
+          cwd='/',
+          env={},
+          pass_fds=(code.fileno(), write),
+          start_new_session=True,
+        )
+        try:
+          status = process.wait(2 * limits.seconds + 2)
+        except subprocess.TimeoutExpired:
+          status = 128 + signal.SIGKILL
+        finally:
+          _kill(process)
+        os.close(write)
+        write = -1
+        _refuse(os.read(read, 4096).decode('utf-8', 'replace'))
+        return Outcome(status, _text(out, limits.file), _text(errors, limits.file))
+  finally:
+    os.close(read)
+    if write >= 0:
+      os.close(write)
+
+
+def _order(source: int, status: int, limits: Limits, readable: Sequence[str]) -> dict:
+  python = os.path.realpath(sys.executable)
+  own = [python, *(f'{prefix}/lib' for prefix in (sys.base_prefix, sys.base_exec_prefix)), os.path.dirname(os.__file__)]
+  numbers = dataclasses.asdict(limits)
+  scratch = numbers.pop('scratch')
+  everything = {*map(os.path.realpath, own), *map(os.path.realpath, readable)}
+  paths = {'python': python, 'readable': sorted(everything)}
+  return {**paths, 'limits': numbers, 'scratch': scratch, 'source': source, 'status': status}
+
+
+def _kill(process: subprocess.Popen) -> None:
+  """The jail and, by its namespace, all within; nothing where it has ended by itself."""
+  if process.poll() is None:
+    os.killpg(process.pid, signal.SIGKILL)
+  process.wait()
+
+
+def _refuse(problem: str) -> None:
+  if problem:
+    raise UserError(
+      f'Programs are not run here: this system does not let a process wall itself in ({problem}). It takes Linux 5.13 or '
+      'newer with unprivileged user namespaces, Landlock and seccomp; containers often forbid these.'
+    )
+
+
+def _text(file, most: int) -> str:
+  file.seek(0)
+  return file.read(most).decode('utf-8', 'replace')
