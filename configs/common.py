@@ -59,6 +59,7 @@ JUDGES = {
   'length_normalised': dict(name='length_normalised', role='base'),
   'preference': dict(name='preference', role='base', prompt_length=256),
   'text': dict(name='text', rule='exact', pattern='', function=''),  # function: module:callable(completion, example)
+  'tool': dict(name='tool', tool='algebra', rule='last_number', seconds=2, memory=512),
   'random': dict(name='random'),
   'constant': dict(name='constant', value=0.0),
 }

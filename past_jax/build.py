@@ -78,7 +78,7 @@ STAGE_KEYS = {
 }
 # The same for components' keys, where the type of the default does not say it all; or (least, most).
 BOUNDS = {
-  **dict.fromkeys(('group', 'length', 'chunk', 'ngram', 'target_length', 'count'), 1),
+  **dict.fromkeys(('group', 'length', 'chunk', 'ngram', 'target_length', 'count', 'seconds', 'memory'), 1),
   **{'prompt_length': 2, 'seed': 0, 'opponents': 0, 'slots': 0, 'top_k': 0},
   **dict.fromkeys(('max_overlap', 'lr', 'eps', 'weight_decay', 'clip'), 0.0),
   **dict.fromkeys(('flips', 'top_p', 'min_p', 'b1', 'b2', 'momentum', 'decay'), (0.0, 1.0)),
@@ -495,6 +495,8 @@ def check_examples(config, examples: Sequence[Example]) -> list[str]:
         needs.setdefault(NEEDS[judge['target']], f'{at}.judge with target={judge["target"]!r}')
       if judge['name'] == 'text' and judge['rule'] in ('exact', 'numeric'):
         needs.setdefault('target', f'{at}.judge with rule={judge["rule"]!r}')
+      if judge['name'] == 'tool':
+        needs.setdefault('target', f'{at}.judge with tool={judge["tool"]!r}')
       generator = arguments(generators.TABLE, s.generator)
       if (generator['name'] == 'given' or generator['anchors']) and not config.view.transforms:
         needs.setdefault('anchors', f'{at}.generator')

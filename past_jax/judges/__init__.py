@@ -6,12 +6,14 @@ from past_jax.judges.likelihood_gain import likelihood_gain
 from past_jax.judges.order import order
 from past_jax.judges.preference import preference
 from past_jax.judges.text import text
+from past_jax.judges.tool import tool
 
 TABLE = {
   'likelihood': likelihood,
   'length_normalised': length_normalised,
   'likelihood_gain': likelihood_gain,
   'text': text,
+  'tool': tool,
   'preference': preference,
   'order': order,
   'random': random,

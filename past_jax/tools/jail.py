@@ -2,8 +2,8 @@
 
 In layers, each of which is required: user, mount, pid, network, IPC and UTS namespaces (the program sees an empty root
 with Python's own files, read-only, and a scratch folder of limited size; no other process, no network, no /proc, no
-/dev), no capabilities, Landlock, resource limits, and a seccomp filter without new processes or threads. A layer that the kernel lacks, or any other failure, is written to the status pipe and ends the process
-before the program begins.
+/dev), no capabilities, Landlock, resource limits, and a seccomp filter without new processes or threads. A layer that
+the kernel lacks, or any other failure, is written to the status pipe and ends the process before the program begins.
 
 Only the standard library, and of this package nothing: what is imported here is what could go wrong before the walls
 stand. Written for x86-64 and AArch64; the numbers are of the kernel's headers.
@@ -202,7 +202,8 @@ def landlock(folders: list) -> None:
   network, scoped = 3 * (version >= 4), 3 * (version >= 6)
   attributes = struct.pack('QQQ', known, network, scoped)[: 8 if version < 4 else 16 if version < 6 else 24]
   rules = system_call('Landlock', LANDLOCK_CREATE, attributes, len(attributes), 0)
-  for path, rights in [*((folder, EXECUTE | READ | LIST) for folder in folders), (SCRATCH, IN_SCRATCH)]:
+  allowed = [('/', LIST), *((folder, EXECUTE | READ | LIST) for folder in folders), (SCRATCH, IN_SCRATCH)]
+  for path, rights in allowed:
     folder = os.open(path, os.O_PATH)
     if not os.path.isdir(path):
       rights &= EXECUTE | READ
@@ -250,9 +251,13 @@ def opened(readable: list) -> dict:
   return files
 
 
+def end_with_parent() -> None:
+  call('prctl', libc.prctl, PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 def enter(order: dict, source: bytes, column: int, arch: int) -> None:
   """In the child: everything up to the program's first instruction."""
-  call('prctl', libc.prctl, PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+  end_with_parent()
   files = opened([*LIBRARIES, *order['readable']])
   new_root(files, source, order['scratch'], column)
   limit(order['limits'])
@@ -274,10 +279,11 @@ def main() -> None:
       source = file.read()
     os.set_inheritable(status, False)  # it closes, empty, when the program begins
     namespaces()
+    end_with_parent()
     child = os.fork()
     if child == 0:
       enter(order, source, column, arch)
-  except (Refused, OSError, ValueError) as error:
+  except Exception as error:  # whatever it is: the program has not begun, and must not
     os.write(status, str(error).encode())
     os._exit(1)
   os.close(status)

@@ -1,5 +1,6 @@
-"""Runs a Python program that nobody has read: walled in by the kernel (`jail.py`), within limits, and for its output."""
+"""Runs a Python program that nobody has read: walled in by the kernel (`jail.py`), within limits, for its output."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -37,38 +38,32 @@ def run(source: str, stdin: str = '', limits: Limits = Limits(), readable: Seque
   Raises:
     UserError: this system does not let a process wall itself in; the sentence names the layer.
   """
-  read, write = os.pipe()
-  try:
-    with tempfile.TemporaryFile() as code, tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out:
-      with tempfile.TemporaryFile() as errors:
-        for file, text in ((code, source), (given, stdin)):
-          file.write(text.encode('utf-8', 'replace'))
-          file.seek(0)
-        order = json.dumps(_order(code.fileno(), write, limits, readable))
-        process = subprocess.Popen(
-          [sys.executable, '-I', '-S', str(Path(__file__).with_name('jail.py')), order],
-          stdin=given,
-          stdout=out,
-          stderr=errors,
-          cwd='/',
-          env={},
-          pass_fds=(code.fileno(), write),
-          start_new_session=True,
-        )
-        try:
-          status = process.wait(2 * limits.seconds + 2)
-        except subprocess.TimeoutExpired:
-          status = 128 + signal.SIGKILL
-        finally:
-          _kill(process)
-        os.close(write)
-        write = -1
-        _refuse(os.read(read, 4096).decode('utf-8', 'replace'))
-        return Outcome(status, _text(out, limits.file), _text(errors, limits.file))
-  finally:
-    os.close(read)
-    if write >= 0:
-      os.close(write)
+  with contextlib.ExitStack() as stack:
+    code, given, output, errors = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(4))
+    for file, text in ((code, source), (given, stdin)):
+      file.write(text.encode('utf-8', 'replace'))
+      file.seek(0)
+    status, writes = (stack.enter_context(os.fdopen(fd, mode)) for fd, mode in zip(os.pipe(), ('rb', 'wb')))
+    order = json.dumps(_order(code.fileno(), writes.fileno(), limits, readable))
+    process = subprocess.Popen(
+      [sys.executable, '-I', '-S', str(Path(__file__).with_name('jail.py')), order],
+      stdin=given,
+      stdout=output,
+      stderr=errors,
+      cwd='/',
+      env={},
+      pass_fds=(code.fileno(), writes.fileno()),
+      start_new_session=True,
+    )
+    try:
+      ended = process.wait(2 * limits.seconds + 2)
+    except subprocess.TimeoutExpired:
+      ended = 128 + signal.SIGKILL
+    finally:
+      _kill(process)
+    writes.close()
+    _refuse(status.read().decode('utf-8', 'replace'))
+    return Outcome(ended, _text(output, limits.file), _text(errors, limits.file))
 
 
 def _order(source: int, status: int, limits: Limits, readable: Sequence[str]) -> dict:
@@ -91,8 +86,8 @@ def _kill(process: subprocess.Popen) -> None:
 def _refuse(problem: str) -> None:
   if problem:
     raise UserError(
-      f'Programs are not run here: this system does not let a process wall itself in ({problem}). It takes Linux 5.13 or '
-      'newer with unprivileged user namespaces, Landlock and seccomp; containers often forbid these.'
+      f'Programs are not run here: this system does not let a process wall itself in ({problem}). It takes Linux 5.13 '
+      'or newer with unprivileged user namespaces, Landlock and seccomp; containers often forbid these.'
     )
 
 
