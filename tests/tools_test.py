@@ -87,8 +87,7 @@ def test_the_judge_refuses_what_there_is_not(tokenizer, keys, message):
 
 
 def test_a_system_without_a_sandbox_is_named(monkeypatch):
-  monkeypatch.setattr(
-    sandbox, '_order', lambda *args: {'status': args[1], 'source': args[0]}
-  )  # no limits: it must fail
+  # An order without limits: the jail fails while it is built.
+  monkeypatch.setattr(sandbox, '_order', lambda *args: {'status': args[1], 'source': args[0]})
   with pytest.raises(UserError, match='Programs are not run here'):
     code(['print(1)'], ['1'], '', Limits())
