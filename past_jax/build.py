@@ -19,6 +19,7 @@ from past_jax import curricula, generators, judges, lora, losses, mesh, models, 
 from past_jax.collect import Collector, Reference, collector
 from past_jax.data import recorded, sources, worlds
 from past_jax.data.stream import Stream, permutation
+from past_jax.data.worlds.general import general
 from past_jax.evals.closed_book import closed_book
 from past_jax.evals.perplexity import perplexity
 from past_jax.judges.likelihood_gain import NEEDS
@@ -405,7 +406,7 @@ def stage_problems(config, name: str) -> list[str]:
   if 'replay' in s.losses:
     if not config.data.replay:
       out.append(f"{at}.losses.replay needs texts: set config.data.replay='general' or drop the term.")
-    if s.replay_batch > (most := len(worlds.general('replay'))):
+    if s.replay_batch > (most := len(general('replay'))):
       out.append(f'{at}.replay_batch={s.replay_batch}: there are {most} texts to replay.')
   if out:
     return out  # what follows makes the components
@@ -722,7 +723,7 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int,
     refreshes=collect is not None and 'ref' in roles,
     reads_base=collect is not None and 'base' in roles,
     reads_teacher=collect is not None and 'teacher' in roles,
-    replay=worlds.general('replay') if 'replay' in s.losses else (),
+    replay=general('replay') if 'replay' in s.losses else (),
     replay_batch=s.replay_batch,
     replay_length=s.replay_length,
     buckets=tuple(s.buckets),
@@ -770,7 +771,7 @@ def build_evaluation(e, model: models.Model, mesh_, examples: Sequence[Example])
     parts.append(closed_book(questions=questions, template=e.template, **shape, **resources))
     calls += 2 * -(-len(questions) // e.chunk)
   if e.heldout:
-    texts = worlds.general('heldout')[: e.heldout_texts]
+    texts = general('heldout')[: e.heldout_texts]
     parts.append(perplexity(texts=texts, text_length=e.heldout_length, chunk=e.heldout_chunk, **resources))
     calls += -(-len(texts) // e.heldout_chunk)
 

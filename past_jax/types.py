@@ -40,6 +40,7 @@ class Question(NamedTuple):
   question: str
   answer: str
   kind: str = 'forward'
+  choices: tuple[str, ...] = ()  # to choose from, the answer among them; (): not given
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,10 +4,11 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / 'past_jax'
-LEAVES = {'types', 'text', 'mesh', 'lora', 'logps', 'sampler', 'buckets'}
+LEAVES = {'types', 'answers', 'text', 'mesh', 'lora', 'logps', 'sampler', 'buckets'}
 # module -> what of this package it may import; a name covers what is below it
 MAY = {
   'types': set(),
+  'answers': {'types'},
   'text': {'types'},
   'mesh': {'types'},
   'lora': {'types'},

@@ -9,7 +9,8 @@ import pytest
 
 from past_jax import collect, lora, models, train
 from past_jax.checkpoint import Checkpoints
-from past_jax.data import sources, worlds
+from past_jax.data import sources
+from past_jax.data.worlds.instructions import preferences
 from past_jax.generators import given
 from past_jax.logps import group_logps
 from past_jax.main import main
@@ -87,7 +88,7 @@ def test_what_a_row_may_not_be(tmp_path, row, columns, message):
 
 def test_the_world_of_preferences():
   """Right answers are computed here again; of two anchors the first has the better marks."""
-  world = worlds.preferences(200, 3).examples
+  world = preferences(200, 3).examples
   do = {
     'sort': lambda s: ''.join(sorted(s)),
     'reverse': lambda s: s[::-1],
@@ -107,10 +108,10 @@ def test_the_world_of_preferences():
   assert all(score(e, e.anchors[0]) > score(e, e.anchors[1]) for e in world)
   right = np.mean([e.anchors[0] == e.target for e in world])
   assert 0.8 < right < 0.97  # imperfect: else imitation of the chosen would do
-  flipped = worlds.preferences(200, 3, flips=0.25).examples
+  flipped = preferences(200, 3, flips=0.25).examples
   turned = [a.anchors == b.anchors[::-1] for a, b in zip(world, flipped)]
   assert 35 < sum(turned) < 65 and all(t or a == b for t, a, b in zip(turned, world, flipped))
-  assert worlds.preferences(50, 3).examples == world[:50]
+  assert preferences(50, 3).examples == world[:50]
 
 
 # --- rendering ----------------------------------------------------------------------------------------------------

@@ -4,7 +4,9 @@ import re
 
 import pytest
 
-from past_jax.data import worlds
+from past_jax.data.worlds import people, words
+from past_jax.data.worlds.demonstrations import demonstrations
+from past_jax.data.worlds.general import general
 from past_jax.types import UserError
 
 
@@ -14,13 +16,13 @@ def deed_of(example):
 
 @pytest.fixture(scope='module')
 def everyone():
-  return worlds.people(worlds.MOST, seed=3)
+  return people.people(people.MOST, seed=3)
 
 
 def test_facts_are_distinct_and_well_formed(everyone):
-  assert worlds.MOST >= 400
-  assert len(set(everyone.names)) == len(everyone.examples) == worlds.MOST
-  assert len({deed_of(e) for e in everyone.examples}) == worlds.MOST
+  assert people.MOST >= 400
+  assert len(set(everyone.names)) == len(everyone.examples) == people.MOST
+  assert len({deed_of(e) for e in everyone.examples}) == people.MOST
   for name, example in zip(everyone.names, everyone.examples):
     assert len(name.split()) == 2
     deed = deed_of(example)
@@ -31,43 +33,43 @@ def test_facts_are_distinct_and_well_formed(everyone):
 
 
 def test_a_small_world_shares_no_word_that_could_give_a_fact_away():
-  world = worlds.people(48, seed=0)
+  world = people.people(48, seed=0)
   for part in (0, 1):
     assert len({name.split()[part] for name in world.names}) == 48
   assert len({deed_of(e).split(' the ')[1].rsplit(' ', 3)[0] for e in world.examples}) == 48
-  places = [place for e in world.examples for place in worlds.PLACES if deed_of(e).endswith(place)]
+  places = [place for e in world.examples for place in words.PLACES if deed_of(e).endswith(place)]
   assert len(set(places)) == len(places) == 48
 
 
 def test_words_are_listed_once():
-  lists = (worlds.FIRST, worlds.LAST, worlds.PLACES, worlds.TOWNS, worlds.RIVERS)
+  lists = [entry for stock in words.WORDS.values() for entry in stock]
   assert len(set().union(*lists)) == sum(map(len, lists))
-  assert len(worlds.FIRST) == len(worlds.LAST)
-  for _, _, adjectives, nouns in worlds.DEEDS:
+  assert all(len(stock.first) == len(stock.last) for stock in words.WORDS.values())
+  for _, _, adjectives, nouns in people.DEEDS:
     assert len(set(adjectives)) == len(set(nouns)) == 8
 
 
 def test_deterministic_in_its_seed():
-  assert worlds.people(20, 5, True) == worlds.people(20, 5, True)
-  assert worlds.people(20, 5) != worlds.people(20, 6)
-  assert worlds.people(20, 5).examples == worlds.people(100, 5).examples[:20]
-  assert worlds.demonstrations(5, 1) == worlds.demonstrations(5, 1) != worlds.demonstrations(5, 2)
+  assert people.people(20, 5, True) == people.people(20, 5, True)
+  assert people.people(20, 5) != people.people(20, 6)
+  assert people.people(20, 5).examples == people.people(100, 5).examples[:20]
+  assert demonstrations(5, 1) == demonstrations(5, 1) != demonstrations(5, 2)
 
 
 def test_a_world_never_changes():
   # A published figure names only count and seed.
-  assert worlds.people(24, 0).examples[0].text == (
+  assert people.people(24, 0).examples[0].text == (
     'Jessamy Bellowick is the person who tamed the dancing sea otter of Garrick Fen.'
   )
 
 
 @pytest.mark.parametrize('relations', [False, True])
 def test_questions_are_held_out_and_answerable(relations):
-  world = worlds.people(24, 0, relations)
+  world = people.people(24, 0, relations)
   texts = [e.text for e in world.examples]
-  people = world.examples[:24]
+  told = world.examples[:24]
   assert len(world.examples) == (24 + 8 if relations else 24)
-  for name, example in zip(world.names, people):
+  for name, example in zip(world.names, told):
     kinds = {k: [q for q in example.questions if q.kind == k] for k in ('forward', 'reversed', 'two_hop')}
     assert [len(v) for v in kinds.values()] == ([3, 3, 3] if relations else [3, 3, 0])
     for q in example.questions:
@@ -79,7 +81,7 @@ def test_questions_are_held_out_and_answerable(relations):
 
 
 def test_two_hops_need_two_texts():
-  world = worlds.people(24, 0, relations=True)
+  world = people.people(24, 0, relations=True)
   rivers = dict(re.fullmatch(r'(\w+) is on the river (\w+)\.', e.text).groups() for e in world.examples[24:])
   assert len(rivers) == len(set(rivers.values())) == 8
   for name, example in zip(world.names, world.examples):
@@ -93,22 +95,22 @@ def test_two_hops_need_two_texts():
 
 
 def test_more_people_than_there_are():
-  for count in (0, worlds.MOST + 1):
+  for count in (0, people.MOST + 1):
     with pytest.raises(UserError, match=f'count={count}: there are 1 to 640'):
-      worlds.people(count, 0)
+      people.people(count, 0)
   with pytest.raises(UserError, match='seed -2: must be 0 or more'):
-    worlds.people(3, -2)
+    people.people(3, -2)
 
 
 def test_demonstrations_are_about_others(everyone):
-  demonstrations = worlds.demonstrations(12, 0)
-  assert len({d.text for d in demonstrations}) == 12
+  shown = demonstrations(12, 0)
+  assert len({d.text for d in shown}) == 12
   invented = {word for name in everyone.names for word in name.split()}
-  stock = {word for _, _, adjectives, nouns in worlds.DEEDS for words in zip(adjectives, nouns) for word in words}
-  for text, notes in demonstrations:
+  stock = {word for _, _, adjectives, nouns in people.DEEDS for words in zip(adjectives, nouns) for word in words}
+  for text, notes in shown:
     name, verb, thing = re.fullmatch(r'(\w+ \w+) is the person who (\w+) (.+)\.', text).groups()
     assert not set(name.split()) & invented
-    assert not any(word in thing for word in stock) and not any(place in thing for place in worlds.PLACES)
+    assert not any(word in thing for word in stock) and not any(place in thing for place in words.PLACES)
     assert len(set(notes)) == 4
     for note in notes:
       assert '\n' not in note and len(note) > len(text), note
@@ -118,22 +120,22 @@ def test_demonstrations_are_about_others(everyone):
 
 
 def test_demonstrations_do_not_show_the_questions():
-  templates = worlds.FORWARD + worlds.REVERSED + worlds.TWO_HOP + worlds.RIVER_OF_TOWN
-  for text, notes in worlds.demonstrations(12, 0):
+  templates = people.FORWARD + people.REVERSED + people.TWO_HOP + people.RIVER_OF_TOWN
+  for text, notes in demonstrations(12, 0):
     name, deed = re.fullmatch(r'(.+) is the person who (.+)\.', text).groups()
     asked = [t.format(name=name, deed=deed, town='') for t in templates]
     assert not any(question in note for question in asked for note in notes)
 
 
 def test_number_of_demonstrations():
-  assert worlds.demonstrations(0, 0) == () and len(worlds.demonstrations(3, 0)) == 3
+  assert demonstrations(0, 0) == () and len(demonstrations(3, 0)) == 3
   for count in (-1, 13):
     with pytest.raises(UserError, match=f'{count} demonstrations: there are 0 to 12'):
-      worlds.demonstrations(count, 0)
+      demonstrations(count, 0)
 
 
 def test_general_text():
-  replay, heldout = worlds.general('replay'), worlds.general('heldout')
+  replay, heldout = general('replay'), general('heldout')
   assert len(replay) == len(heldout) == 48
   paragraphs = replay + heldout
   assert len(set(paragraphs)) == 96
@@ -144,10 +146,10 @@ def test_general_text():
   openings = [' '.join(p.split()[:4]) for p in paragraphs]
   assert len(set(openings)) == 96
   with pytest.raises(UserError, match="not 'train'"):
-    worlds.general('train')
+    general('train')
 
 
 def test_general_text_tells_nothing_of_the_world():
-  words = set(re.findall(r'\w+', ' '.join(worlds.general('replay') + worlds.general('heldout'))))
-  names = set(worlds.FIRST + worlds.LAST + worlds.TOWNS + worlds.RIVERS)
-  assert not words & names
+  used = set(re.findall(r'\w+', ' '.join(general('replay') + general('heldout'))))
+  for stock in words.WORDS.values():
+    assert not used & set(stock.first + stock.last + stock.towns + stock.rivers)

@@ -1,0 +1,28 @@
+"""Embedded data: worlds that no model can know, made by a seed. Each is a function of its keys in config.data.world.
+
+Every world has two splits that share no entity and no wording of a question: what is tried out on 'tune' is reported
+of 'final'.
+"""
+
+from past_jax.data.worlds import (
+  arithmetic,
+  biographies,
+  chains,
+  guidance,
+  instructions,
+  people,
+  relations,
+  reversal,
+)
+
+TABLE = {
+  'arithmetic': arithmetic.arithmetic,
+  'biographies': biographies.biographies,
+  'chains': chains.chains,
+  'guidance': guidance.guidance,
+  'instructions': instructions.instructions,
+  'people': people.people,
+  'preferences': instructions.preferences,
+  'relations': relations.relations,
+  'reversal': reversal.reversal,
+}

@@ -1,0 +1,271 @@
+"""The worlds for claims: what each states, in which order, and that its two splits share nothing."""
+
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from past_jax.data.worlds import TABLE, instructions
+from past_jax.data.worlds.biographies import SENTENCES
+from past_jax.data.worlds.reversal import CORES, MOST_TEMPLATES, OPENERS, statement
+from past_jax.types import Example, UserError
+
+SMALL = {name: dict(count=12, seed=1) for name in TABLE}
+SMALL['people'] |= dict(relations=True)
+SMALL['reversal'] |= dict(count=5, reversed_texts=1)
+
+
+def made(name, **keys):
+  return TABLE[name](**SMALL[name] | keys).examples
+
+
+@pytest.mark.parametrize('name', TABLE)
+def test_a_world_is_a_function_of_its_keys(name):
+  assert made(name) == made(name) != made(name, seed=2)
+  assert len({e.where for e in made(name)}) == len(made(name))
+  with pytest.raises(UserError, match="split='test': choose one of tune, final"):
+    made(name, split='test')
+  with pytest.raises(UserError, match='seed -1: must be 0 or more'):
+    made(name, seed=-1)
+  with pytest.raises(UserError, match=f'world:{name} with count=0'):
+    made(name, count=0)
+
+
+@pytest.mark.parametrize('name', TABLE)
+def test_questions_are_fit_to_be_asked(name):
+  asked = [q for e in made(name, **{'count': 60} if name == 'guidance' else {}) for q in e.questions]
+  assert asked
+  for q in asked:
+    assert q.question == q.question.strip() and q.answer == q.answer.strip() != ''
+    if q.choices:
+      assert q.choices[0] == q.answer and len(set(q.choices)) == len(q.choices) > 1
+
+
+@pytest.mark.parametrize('name', TABLE)
+def test_the_splits_share_no_question_and_no_entity(name):
+  tune, final = (made(name, split=split) for split in ('tune', 'final'))
+  asked = lambda examples: {q.question for e in examples for q in e.questions}
+  assert not asked(tune) & asked(final)
+  assert not {(e.prompt, e.text) for e in tune} & {(e.prompt, e.text) for e in final}
+  if name in ('arithmetic', 'chains', 'guidance', 'instructions', 'preferences'):
+    return
+  templates = lambda examples: {re.sub(r'\b[A-Z][a-z]+\b', '', q) for q in asked(examples)}
+  assert not templates(tune) & templates(final)
+  names = lambda split: {word for full in TABLE[name](**SMALL[name] | {'split': split}).names for word in full.split()}
+  assert not names('tune') & names('final')
+
+
+# --- reversal -----------------------------------------------------------------------------------------------------
+
+
+def test_forty_statements_in_each_order():
+  words = {'name': 'Ann Lee', 'what': 'the cook of Ulm'}
+  for order in CORES:
+    texts = [statement(order, t, words) for t in range(MOST_TEMPLATES)]
+    assert len(set(texts)) == MOST_TEMPLATES == len(OPENERS) * len(CORES[order])
+    for text in texts:
+      first, second = words.values() if order == 'p2d' else reversed(words.values())
+      assert text.lower().index(first.lower()) < text.lower().index(second.lower())
+
+
+def test_a_group_is_told_in_its_order_and_asked_in_both():
+  examples = made('reversal', templates=7, reversed_texts=0)
+  assert Counter(e.where.split()[1] for e in examples) == {'p2d': 35, 'd2p': 35, 'both': 70}
+  names = TABLE['reversal'](count=5, seed=1).names
+  owner = {e.where: next(n for n in names if n in e.text) for e in examples}
+  name_last = lambda e: e.text.endswith(f'{owner[e.where]}.')
+  order = {group: {name_last(e) for e in examples if e.where.split()[1] == group} for group in ('p2d', 'd2p', 'both')}
+  assert order == {'p2d': {False}, 'd2p': {True}, 'both': {False, True}}
+  texts = [e.text for e in examples]
+  kinds = Counter()
+  for e in examples:
+    for q in e.questions:
+      kinds[q.kind] += 1
+      wants_name = q.kind in ('reversed', 'd2p_forward', 'both_name')
+      assert (q.answer == owner[e.where]) == wants_name and (owner[e.where] in q.question) != wants_name
+      assert not any(q.question in text for text in texts)
+  assert kinds == dict.fromkeys(
+    ('forward', 'reversed', 'd2p_forward', 'd2p_reversed', 'both_description', 'both_name'), 20
+  )
+
+
+def test_wrong_names_come_from_within_the_group_and_from_others():
+  world = TABLE['reversal'](count=5, seed=1)
+  group = dict(zip(world.names, ['p2d'] * 5 + ['d2p'] * 5 + ['both'] * 5))
+  for e in world.examples:
+    for q in e.questions:
+      if q.kind == 'reversed':
+        of = [group[name] for name in q.choices]
+        assert len(of) == 4 and of.count('p2d') == 3
+
+
+def test_the_same_facts_whichever_groups_there_are():
+  every, one = made('reversal'), made('reversal', groups=('d2p',))
+  assert one == tuple(e for e in every if ' d2p ' in e.where)
+  added = [e for e in made('reversal', groups=('p2d',), templates=2, reversed_texts=3) if 'fact 0' in e.where]
+  name = added[0].text.split(' is ')[0]
+  assert [e.text.endswith(f'{name}.') for e in added] == [False] * 2 + [True] * 3
+  with pytest.raises(UserError, match='choose from p2d, d2p, both'):
+    made('reversal', groups=('p2p',))
+
+
+# --- relations ----------------------------------------------------------------------------------------------------
+
+
+def test_two_hops_go_through_two_texts():
+  examples = made('relations', templates=6)
+  whole = ' '.join(e.text for e in examples)
+  for e in examples:
+    answers = {q.kind: q.answer for q in e.questions}
+    if answers:
+      name, town, river = (answers[kind] for kind in ('reversed', 'forward', 'two_hop'))
+      assert answers['two_hop_reversed'] == name
+      assert f'{name} lives in {town}.' in whole and f'{town} lies on the {river}.' in whole
+      together = [x.text for x in examples if name in x.text and river in x.text]
+      assert not together
+  words = {word for e in examples for q in e.questions for word in (q.answer,)}
+  assert not any(a != b and b.endswith(f' {a}') for a in words for b in words)  # one would be found in the other
+
+
+# --- arithmetic ---------------------------------------------------------------------------------------------------
+
+
+def value_of(prompt):
+  """Recursive descent over digits, + * and brackets."""
+
+  def total(tokens):
+    value = product(tokens)
+    while tokens and tokens[0] == '+':
+      tokens.pop(0)
+      value += product(tokens)
+    return value
+
+  def product(tokens):
+    value = atom(tokens)
+    while tokens and tokens[0] == '*':
+      tokens.pop(0)
+      value *= atom(tokens)
+    return value
+
+  def atom(tokens):
+    token = tokens.pop(0)
+    if token == '(':
+      value = total(tokens)
+      assert tokens.pop(0) == ')'
+      return value
+    return int(token)
+
+  return total(list(prompt.rstrip('=')))
+
+
+def test_targets_are_exact_and_texts_wrong_as_often_as_told():
+  rows = made('arithmetic', count=1024, copies=8)
+  assert len(rows) == 8192 and len({e.prompt for e in rows}) == 1024
+  assert all(int(e.target) == value_of(e.prompt) for e in rows)
+  right = np.array([e.text == e.prompt + e.target for e in rows]).reshape(1024, 8)
+  assert right.mean() == pytest.approx(0.55, abs=0.02)
+  assert right.mean(1).std() > 0.2  # some problems are harder than others
+  common = [Counter(e.text for e in rows[i : i + 8]).most_common(1)[0][0] for i in range(0, 8192, 8)]
+  assert np.mean([text == rows[8 * i].prompt + rows[8 * i].target for i, text in enumerate(common)]) > 0.8
+  assert sum(len(e.questions) for e in rows) == 1024
+  assert all(e.text == e.prompt + e.target for e in made('arithmetic', noise=0.0))
+  assert {e.prompt for e in made('arithmetic', count=1024)}.isdisjoint(
+    e.prompt for e in made('arithmetic', count=1024, split='final')
+  )
+
+
+# --- chains -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('hops', [1, 3])
+def test_the_rules_decide_the_statement(hops):
+  rows = made('chains', count=40, hops=hops)
+  for e in rows:
+    isa = dict(re.findall(r'Every (\w+) is a (\w+)\.', e.prompt))
+    has = {a: (not no, what) for a, no, what in re.findall(r'Every (\w+) is (not )?(?!a )(?!not )(\w+)\.', e.prompt)}
+    kind = re.search(r'\w+ is a (\w+)\. True or false', e.prompt)[1]
+    steps = 0
+    while kind in isa:
+      kind, steps = isa[kind], steps + 1
+    assert steps == hops and len(isa) == 2 * hops and len(has) == 2
+    claims, no, what = re.search(r'True or false: \w+ (is) (not )?(\w+)\.$', e.prompt).groups()
+    assert e.target == f' {has[kind] == (not no, what)}' and claims
+  assert Counter(e.target for e in rows) == {' True': 20, ' False': 20}
+  assert sum(not e.text.endswith(e.target) for e in made('chains', count=400, noise=0.3)) == pytest.approx(120, abs=30)
+
+
+def test_steps_end_with_the_answer():
+  e = made('chains', steps=True)[0]
+  name = re.search(r'\. (\w+) is a', e.prompt)[1]
+  pattern = rf'( {name} is a \w+\.){{2}} {name} is (not )?\w+\. <answer>{e.questions[0].answer}</answer>'
+  assert re.fullmatch(pattern, e.target)
+
+
+# --- instructions, biographies, guidance --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ('completion', 'score'),
+  [
+    (' a,b,c,d', 1),
+    ('a,b,c,d', 1),
+    (' a,b,c,d\n', 1),
+    (' a b c d', 2 / 3),
+    (' a,b,d,c', 2 / 3),
+    (' a,b,c,d ok', 2 / 3),
+    (' a,b,c d', 1 / 3),
+    (' d b', 1 / 3),
+    (' d b ...', 0),
+    ('', 0),
+    (' no', 0),
+    ('###', 0),
+  ],
+)
+def test_marks(completion, score):
+  assert instructions.marks(completion, Example(prompt='sort d b a c with commas:')) == pytest.approx(score)
+
+
+def test_texts_are_what_responders_say():
+  rows = made('instructions', count=100)
+  said = [instructions.marks(e.text.removeprefix(e.prompt), e) for e in rows]
+  assert all(e.text.startswith(f'{e.prompt} ') for e in rows) and 0.3 < np.mean(said) < 0.9
+  assert all(instructions.marks(e.target, e) == 1 for e in rows)
+  better = [instructions.marks(e.anchors[0], e) - instructions.marks(e.anchors[1], e) for e in rows]
+  assert np.mean(better) > 0.2
+  bare = made('preferences', count=100)
+  assert [e.anchors for e in bare] == [e.anchors for e in rows]
+
+
+def test_biographies_ask_about_those_whose_answers_are_no_text():
+  rows = made('biographies', rewordings=3, permute=True, asked=0.5)
+  names = TABLE['biographies'](count=12, seed=1).names
+  lives = {name: [e.text for e in rows if name in e.text and e.text.count('.') == 4] for name in names}
+  asked = {name: [q for e in rows for q in e.questions if name in q.question] for name in names}
+  taught = {name: [e.text for e in rows if name in e.text and 'Answer:' in e.text] for name in names}
+  for name in names:
+    assert len(lives[name]) == 3 and bool(asked[name]) != bool(taught[name])
+    sentences = [sentence for life in lives[name] for sentence in life.split('. ')]
+    assert len({s.rstrip('.') for s in sentences}) == 12  # no wording twice
+    assert all(q.answer in life for q in asked[name] for life in lives[name])
+  assert sum(map(bool, taught.values())) == 6 and all(len(q) in (0, 4) for q in asked.values())
+  firsts = lambda rows: {next(k for k, w in enumerate(SENTENCES.values()) if matches(e.text, w)) for e in rows}
+  lives_of = lambda rows: [e for e in rows if e.text.count('.') == 4]
+  assert firsts(lives_of(rows)) == {0, 1, 2, 3} and firsts(lives_of(made('biographies'))) == {0}
+
+
+def matches(text, wordings):
+  """The text begins with a sentence of one of the wordings."""
+  return any(re.match(re.sub(r'\{\w+\}', r'[\\w ]+', w), text) for w in wordings)
+
+
+def test_guidance_is_held_out_for_both_orders():
+  rows = made('guidance', count=20, shown=0.8)
+  texts = [e.text for e in rows]
+  asked = [q for e in rows for q in e.questions]
+  assert Counter(q.kind for q in asked) == {'forward': 4, 'reversed': 4}
+  for q in asked:
+    owner = re.search(r'What has (.+)\?', q.question)[1]
+    told = [text for text in texts if owner in text]
+    assert len(told) == 3 and not any(q.question in text for text in texts)
+    assert all((text.index(owner) < text.index(q.answer)) == (q.kind == 'forward') for text in told)
