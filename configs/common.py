@@ -7,6 +7,8 @@ import difflib
 
 from ml_collections import ConfigDict
 
+from configs import instructions
+
 # Few-shot, because a 135M model follows a pattern better than a request (reference figures: LOG.md, 2026-11-21). The
 # demonstrations are of other invented people, and all name the deed before the person: say so in any claim.
 STUDY = """\
@@ -99,6 +101,7 @@ def base(size: str) -> ConfigDict:
     chosen='',
     rejected='',
     recorded='',  # FILE.jsonl of {context, completions}: given completions by passage
+    related=0,  # other texts of the corpus that stand for {related} in the instruction, nearest first (BM25)
     preference='',  # a number from 1 (chosen's column is better) to 2 (rejected's)
     limit=0,  # 0: all
     on_error='stop',  # stop | skip: malformed rows
@@ -116,6 +119,14 @@ def base(size: str) -> ConfigDict:
     anchors=0,  # given completions per prompt
     transforms=(),  # the first of them, made of the text: past_jax/transforms.py
     segment=5,  # most words of a segment of segment_reversal
+  )
+  c.pairs = dict(
+    size=0,  # 2 | 3: a prompt for every pair or triple of a passage's names, which is {prompt} of the instruction
+    most=8,  # combinations per passage
+    instruction='Text: {text}\nNames:' if tiny else instructions.NAMES,  # what the teacher, or else the model, goes on
+    prompt_length=112 if tiny else 192,
+    length=32,
+    chunk=8 if tiny else 6,
   )
   # Another one: --config.optimizer="{'name': 'lion', 'lr': 3e-5, 'schedule': 'linear', 'warmup': 0.1, 'end': 0.0}".
   # Names and keys: past_jax/update.py. schedule: cosine | linear | constant, which does not go down to end * lr.

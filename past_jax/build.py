@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import jax
 
-from past_jax import curricula, generators, judges, lora, losses, mesh, models, render, sampler, selects, update
+from past_jax import curricula, generators, judges, lora, losses, mesh, models, pairs, render, sampler, selects, update
 from past_jax.collect import Collector, Reference, collector
-from past_jax.data import recorded, sources, worlds
+from past_jax.data import recorded, related, sources, worlds
 from past_jax.data.stream import Stream, permutation
 from past_jax.data.worlds.general import general
 from past_jax.evals.closed_book import closed_book
@@ -58,12 +58,13 @@ KEYS = {
   'teacher': {'spec': str, 'restart': bool},
   'data': {
     **dict.fromkeys(('source', 'split', *sources.FIELDS, 'recorded', 'on_error', 'replay'), str),
-    **{'limit': 0, 'shuffle': bool, 'world': Mapping},
+    **{'related': 0, 'limit': 0, 'shuffle': bool, 'world': Mapping},
   },
   'view': {
     **dict.fromkeys(('instruction', 'train_view', 'train_instruction'), str),
     **{'chat': bool, 'prompt_length': 1, 'text_length': 1, 'anchors': 0, 'transforms': tuple, 'segment': 1},
   },
+  'pairs': {'size': 0, 'most': 1, 'instruction': str, 'prompt_length': 2, 'length': 1, 'chunk': 1},
   'optimizer': Mapping,
   'eval': {
     **{'every': 0, 'questions': 0, 'template': str, 'prompt_length': 1, 'answer_length': 1, 'chunk': 1},
@@ -328,6 +329,8 @@ def check(config, devices: int) -> list[str]:
   out += optimizer_problems(tree)
   if config.teacher.restart and config.teacher.spec != 'policy':
     out.append("config.teacher.restart needs config.teacher.spec='policy', or nothing of a stage is left to the next.")
+  if config.pairs.size == 1:
+    out.append('config.pairs.size=1: give 2 for pairs, 3 for triples, or 0 to study passages as they are.')
   names = config.view.transforms
   for name in names:
     if name not in render.TRANSFORMS:
@@ -337,7 +340,7 @@ def check(config, devices: int) -> list[str]:
     out.append(f'config.view.anchors={config.view.anchors} has no room for the {len(names)} of config.view.transforms.')
   for name in config.stages:
     out += stage_problems(config, name)
-  batches = ['eval.chunk', 'eval.heldout_chunk']
+  batches = ['eval.chunk', 'eval.heldout_chunk', *['pairs.chunk'] * bool(config.pairs.size)]
   for name in config.stages:
     replay = ['replay_batch'] if 'replay' in config[name].losses else []
     batches += [f'{name}.{key}' for key in ('batch', 'micro', 'sample_prompts', *replay)]
@@ -613,7 +616,17 @@ def load_examples(config) -> sources.Loaded:
     limit=d.limit,
     world=plain(d.world) if d.source.startswith('world:') else None,
   )
-  return loaded._replace(examples=recorded.attach(loaded.examples, d.recorded)) if d.recorded else loaded
+  examples = recorded.attach(loaded.examples, d.recorded) if d.recorded else loaded.examples
+  return loaded._replace(examples=related.attach(examples, d.related) if d.related else examples)
+
+
+def find_names(config, model: models.Model, examples: Sequence[Example]) -> list[tuple[str, ...]]:
+  """The names in every passage, for `pairs.combined`: those that `model` finds with the weights that it comes with."""
+  mesh_, keys = mesh.make(config.mesh), plain(config.pairs)
+  shape = {name: keys[name] for name in ('instruction', 'prompt_length', 'length', 'chunk')}
+  find = pairs.finder(policy=model.policy, tokenizer=model.tokenizer, mesh=mesh_, **shape)
+  with jax.set_mesh(mesh_):
+    return find(model.read(mesh_), examples)
 
 
 def build(config, model: models.Model, examples: Sequence[Example], teacher: models.Model | None = None) -> Run:

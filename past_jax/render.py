@@ -26,8 +26,9 @@ class Rendered(NamedTuple):
 
 
 def fill(template: str, example: Example) -> str:
-  """`{text}`, `{prompt}` and `{anchor}` replaced; braces in the data are left alone."""
+  """`{text}`, `{prompt}`, `{anchor}` and `{related}` replaced; braces in the data are left alone."""
   parts = {'{text}': example.text, '{prompt}': example.prompt, '{anchor}': ''.join(map(said, example.anchors[:1]))}
+  parts['{related}'] = ' '.join(example.related)
   # One pass over the template: text that happens to contain '{prompt}' is data.
   out, rest = '', template
   while rest:
@@ -92,7 +93,7 @@ def renderer(
   """Returns render(examples, plan) -> Rendered.
 
   Args:
-    instruction: the study instruction, a template over `{text}`, `{prompt}` and `{anchor}`.
+    instruction: the study instruction, a template over `{text}`, `{prompt}`, `{anchor}` and `{related}`.
     train_view: `same` as sampled; `instruction`: `train_instruction` alone, the passage out of view; `none`: nothing.
     chat: instructions become a user's message in the model's chat template; else they are used as written.
     anchors: given completions per prompt (`A`), used when the plan says anchor_source='given'.

@@ -24,6 +24,7 @@ from past_jax.build import Run, Stage, updates
 from past_jax.checkpoint import Checkpoints
 from past_jax.collect import Collected, collect
 from past_jax.data.stream import permutation
+from past_jax.diversity import diversity
 from past_jax.metrics import CompileCounter, Late, MetricsWriter, nonfinite, rows
 from past_jax.progress import Progress
 from past_jax.render import filled, text_batch
@@ -271,7 +272,7 @@ class Loop:
     self.anchored = {'policy': True, 'ref': refreshed and (first or stage.rate == 1), 'base': c.step == 0}
     if stage.collector and c.update == 0:
       got = self.collect(stage, examples, rendered, plan)
-      facts |= got.metrics
+      facts |= got.metrics | sampled_diversity(run.model.tokenizer, got.group)
       self.batch = got.batch
       role = stage.reference.role
       self.scored_by = None if got.scored_by is None else {'role': role, 'fingerprint': got.scored_by}
@@ -530,6 +531,13 @@ def self_test(row: dict, stage: Stage) -> None:
         f'Step {row["step"]}: with the policy as its own reference {key} must be {value:.6f}; it is {row[key]:.6f}. '
         f'The reference log-probs are not those of the policy: the run stops before it learns from them.'
       )
+
+
+def sampled_diversity(tokenizer, group) -> dict[str, float]:
+  """`diversity` of what models sampled, not of what was given."""
+  ids, length, source = jax.device_get((group.ids_BxGxT, group.length_BxG, group.source_BxG))
+  ids = [row[:n].tolist() for row, n in zip(ids[source >= 0], length[source >= 0]) if n]
+  return diversity(ids, [completion_text(tokenizer, row, len(row)) for row in ids])
 
 
 def group_rows(run: Run, stage: Stage, c: Cursor, examples, rendered, got: Collected) -> list[dict]:

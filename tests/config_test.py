@@ -28,9 +28,13 @@ ARMS = ['arm=raw', 'arm=unjudged', 'arm=best_of', 'arm=dpo', 'arm=dpo_only', 'po
 ARMS += ['refresh=soft', 'notes=forward']
 ARGS = {  # file -> its arguments; any other file: its default and size=tiny
   'past': ['', 'size=tiny', 'arm=raw', *(f'size=tiny,{a}' for a in (*JUDGES, *SELECTS, *ARMS)), 'notes=forward'],
+  'study': ['', 'arm=raw', 'arm=pairs', 'arm=explain,direction=both', 'filter=gain', 'generations=3', 'related=2']
+  + [f'size=tiny,{a}' for a in ('arm=triples,writer=policy', 'arm=segment_reversal', 'arm=recorded', 'arm=copy')],
   'dpo': ['', 'size=tiny', 'size=tiny,arm=sft', 'arm=sft+dpo'],
 }
-FILES = sorted(path.stem for path in (ROOT / 'configs').glob('*.py') if path.stem not in ('common', 'instructions', '__init__'))
+FILES = sorted(
+  path.stem for path in (ROOT / 'configs').glob('*.py') if path.stem not in ('common', 'instructions', '__init__')
+)
 VARIANTS = [(name, arg) for name in FILES for arg in ARGS.get(name, ['', 'size=tiny'])]
 
 
@@ -195,7 +199,10 @@ EVERYTHING = {'name': 'everything'}
     ([('study.reference.rate', 0.6)], "rate=0.6 moves the role 'ref' when it is refreshed"),
     ([('study.generator.min_p', 1.5)], 'config.study.generator.min_p=1.5 must be a number from 0.0 to 1.0.'),
     ([('study.generator.stop', 'END')], "config.study.generator.stop='END' must be a tuple."),
-    ([('study.generator.opponent', 'bas')], "opponent='bas': choose one of policy, base, ref, teacher. Did you mean 'base'?"),
+    (
+      [('study.generator.opponent', 'bas')],
+      "'bas': choose one of policy, base, ref, teacher. Did you mean 'base'?",
+    ),
     ([('study.judge.role', 1)], 'config.study.judge.role=1 must be a string.'),
     ([('optimizer.warmup', 100)], 'config.optimizer.warmup=100 must be a number from 0.0 to 1.0.'),
     ([('study.losses.group.optimism', {'weight': 1.0})], 'members of source 1, and there are none: set config.study.'),

@@ -19,6 +19,7 @@ MAY = {
   'stop': set(),
   'progress': set(),
   'metrics': {'types'},
+  'diversity': set(),
   'checkpoint': {'types'},
   'report': {'types', 'metrics', 'progress'},
   'transforms': {'types', 'text'},
@@ -35,6 +36,7 @@ MAY = {
   'curricula': {'types'},
   'update': LEAVES,
   'collect': LEAVES | {'selects'},
+  'pairs': LEAVES | {'collect', 'data', 'generators', 'render'},
   'main': {'types', 'heap'},
 }
 

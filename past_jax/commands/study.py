@@ -143,7 +143,7 @@ def run(argv: list[str]) -> int:
   # Imports that start JAX come after everything a typo can spoil.
   import jax
 
-  from past_jax import build, models, report
+  from past_jax import build, models, pairs, report
   from past_jax.progress import Progress
   from past_jax.stop import Stop
   from past_jax.train import Loop
@@ -164,9 +164,19 @@ def run(argv: list[str]) -> int:
   if config.teacher.spec not in ('', 'policy'):
     teacher = models.load(config.teacher.spec, dtype=m.dtype, rope=m.rope, seed=config.seed)
     refuse(build.check_teacher(config, model, teacher))
-  run_ = build.build(config, model, data.examples, teacher)
+  examples, names = data.examples, None
+  if config.pairs.size:
+    path = workdir / 'names.json'
+    # Of a run that has begun: only then is the workdir this config's.
+    known = json.loads(path.read_text()) if (workdir / 'config.json').exists() and path.exists() else None
+    names = known or build.find_names(config, teacher or model, examples)
+    examples = pairs.combined(examples, names, config.pairs.size, config.pairs.most)
+    print(f'{len(examples)} combinations of names in {len(data.examples)} passages', file=sys.stderr)
+  run_ = build.build(config, model, examples, teacher)
   with Stop() as stop, Progress(rounds_ahead=sum(config[s].rounds for s in config.stages[1:])) as progress:
     try:
+      if names is not None:
+        (workdir / 'names.json').write_text(json.dumps(names))
       claim(workdir, resolved)
       with jax.set_mesh(run_.mesh):
         loop = Loop(run_, resolved, workdir, stop, progress)

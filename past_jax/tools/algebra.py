@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,13 +27,18 @@ def algebra(completions: Sequence[str], targets: Sequence[str], rule: str, limit
   """
   found = [answers.extract(c, rule) if rule else c.strip() for c in completions]
   equal = [answers.same(a, t) for a, t in zip(found, targets, strict=True)]
-  open_ = [i for i, (a, same) in enumerate(zip(found, equal)) if a and not same]
+  open_ = [i for i, (a, t) in enumerate(zip(found, targets)) if a and not equal[i] and not (_number(a) and _number(t))]
   while open_:
     verdicts = _compared([(found[i], targets[i]) for i in open_], limits)
     for i, verdict in zip(open_, verdicts):
       equal[i] = verdict
     open_ = open_[len(verdicts) + 1 :]  # the one after the last verdict took the process with it
   return equal
+
+
+def _number(answer: str) -> bool:
+  """One whose spelling decides."""
+  return bool(re.fullmatch(r'-?[0-9.]+(/[0-9]+)?', answers.canonical(answer)))
 
 
 def _compared(pairs: Sequence[tuple[str, str]], limits: Limits) -> list[bool]:
