@@ -28,7 +28,6 @@ MAY = {
   'data': {'types', 'data'},
   'evals': LEAVES | {'render', 'evals'},
   'generators': LEAVES,
-  'answers': {'types'},
   'tools': {'types', 'answers', 'tools'},
   'judges': LEAVES | {'judges', 'answers', 'tools'},
   'selects': LEAVES,

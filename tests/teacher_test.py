@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 from small import assert_same, llama, random_params
 
+from past_jax import train
 from past_jax.checkpoint import Checkpoints
 from past_jax.main import main
 from past_jax.metrics import rows
 from past_jax.models import weights
 from past_jax.text import byte_tokenizer
+from past_jax.transforms import words
 
 BRIEF = (
   '--config.mesh.data=1',
@@ -108,12 +110,32 @@ def test_the_student_becomes_the_teacher_and_a_new_one_begins_at_the_base(tmp_pa
   assert first[1]['text/nll/loss'] < first[0]['text/nll/loss'] - 0.01
   assert second[1]['text/nll/loss'] == pytest.approx(second[0]['text/nll/loss'], abs=0.01)
   # The teacher that both runs end with is the first generation's student, which neither run's policy is any more.
-  on, new = (Checkpoints(tmp_path / name / 'checkpoints').restore().tree for name in ('on', 'new'))
+  on, new = (state(tmp_path / name) for name in ('on', 'new'))
   assert_same(on['teacher'], new['teacher'])
   for run in (on, new):
     assert not np.array_equal(*(jax.tree.leaves(tree)[0] for tree in (run['teacher'], run['state']['params'])))
   # With evaluations there is one between two generations.
   assert [row['when'] for row in rows(tmp_path / 'new' / 'evaluations.jsonl')] == ['before', 'stage again', 'after']
+  assert 0 < first[0]['study/distinct_2'] <= 1 and first[0]['study/compression'] > 0
+
+  # A run that is stopped while the second generation's notes are sampled goes on with the same teacher.
+  real = train.Loop.tick
+
+  def stop(loop, arrays):
+    if loop.phase == 'sample' and loop.cursor.stage == 1:
+      raise train.Stopped
+    return real(loop, arrays)
+
+  monkeypatch.setattr(train.Loop, 'tick', stop)
+  assert generations(tmp_path / 'stopped') == 0
+  monkeypatch.setattr(train.Loop, 'tick', real)
+  assert len(rows(tmp_path / 'stopped' / 'metrics.jsonl')) == 1
+  assert generations(tmp_path / 'stopped') == 0
+  assert_same(state(tmp_path / 'stopped'), on)
+
+
+def state(workdir):
+  return Checkpoints(workdir / 'checkpoints').restore().tree
 
 
 def test_a_restart_without_a_copy_is_refused(tmp_path, capsys):
@@ -136,3 +158,21 @@ def test_the_original_and_a_rewrite_are_candidates_beside_the_samples(tmp_path):
   kept = [c for row in groups for c in row['completions'] if c['tokens']]
   share = np.mean([c['source'] >= 0 for c in kept])
   assert step['study/chosen_from_policy'] == pytest.approx(share, abs=1e-6) and 0.5 < share < 1
+
+
+# --- configs/study.py ---------------------------------------------------------------------------------------------
+
+
+def test_a_transformed_text_is_learned_without_any_sampling(tmp_path):
+  arg = 'size=tiny,arm=segment_reversal,notes=3,filter=distinct'
+  command = ['study', f'--config=configs/study.py:{arg}', f'--workdir={tmp_path}/run', *BRIEF]
+  assert main([*command, '--config.optimizer.lr=1e-4']) == 0
+  (step,) = rows(tmp_path / 'run' / 'metrics.jsonl')
+  assert 'study/distinct_2' not in step  # nothing was sampled
+  learned = 0
+  for row in rows(tmp_path / 'run' / 'groups.jsonl'):
+    for completion in row['completions']:
+      assert completion['source'] == -1
+      assert sorted(words(completion['text'])) == sorted(words(row['text'])) != words(completion['text'])
+      learned += (completion['tokens'] - 1) * completion['chosen']  # without a BOS nothing predicts a first token
+  assert step['group/nll/tokens'] == learned > 0

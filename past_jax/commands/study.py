@@ -166,16 +166,13 @@ def run(argv: list[str]) -> int:
     refuse(build.check_teacher(config, model, teacher))
   examples, names = data.examples, None
   if config.pairs.size:
-    path = workdir / 'names.json'
-    # Of a run that has begun: only then is the workdir this config's.
-    known = json.loads(path.read_text()) if (workdir / 'config.json').exists() and path.exists() else None
-    names = known or build.find_names(config, teacher or model, examples)
+    names = known_names(workdir) or build.find_names(config, teacher or model, examples)
     examples = pairs.combined(examples, names, config.pairs.size, config.pairs.most)
     print(f'{len(examples)} combinations of names in {len(data.examples)} passages', file=sys.stderr)
   run_ = build.build(config, model, examples, teacher)
   with Stop() as stop, Progress(rounds_ahead=sum(config[s].rounds for s in config.stages[1:])) as progress:
     try:
-      if names is not None:
+      if names is not None and known_names(workdir) is None:
         (workdir / 'names.json').write_text(json.dumps(names))
       claim(workdir, resolved)
       with jax.set_mesh(run_.mesh):
@@ -194,6 +191,12 @@ def run(argv: list[str]) -> int:
   report.print_table(workdir)
   print(f'Report: {workdir / "report.html"}')
   return 0
+
+
+def known_names(workdir: Path) -> list | None:
+  """Those of a run that has begun here: only then is the workdir this config's, and the file whole."""
+  path = workdir / 'names.json'
+  return json.loads(path.read_text()) if (workdir / 'config.json').exists() and path.exists() else None
 
 
 def refuse(problems: list[str]) -> None:
