@@ -11,7 +11,7 @@
   ...
 
 Arms, each as :arm=NAME
-  raw | copy                                the texts | and copies of them, as many tokens as notes
+  raw | copy                                the texts once | twice in every update
   paraphrase, explain, question_answer, implication, rewrite     few-shot notes, shown forward notes only;
                                             direction=reverse or both shows the other order: say so in any claim
   reverse                                   notes in the other order
@@ -32,10 +32,9 @@ Further arguments
   filter=distinct   drops notes that nearly say what an earlier one of the round says
   notes=4           completions per prompt
   related=2         as many other texts of the corpus stand before the text, the nearest by BM25 (past-jax[study])
-
-The mix of text, notes and replay is that of the terms' weights (config.STAGE.losses.TERM.nll.weight, a mean over the
-term's tokens each) and of replay_batch; text/tokens, group/tokens and replay/tokens in metrics.jsonl count what each
-has learned from: match these, or steps, before comparing arms.
+  text=1.0, synthetic=1.0, replay=0.5    the mix: weights of the terms' losses, a mean over its tokens each; 0 leaves
+                    one out. text/tokens, group/tokens and replay/tokens in metrics.jsonl count what was learned from:
+                    match these, or steps, before comparing arms
 
 size=tiny is a byte-level model from scratch: without a base that can take notes (--config.model.spec=DIR, a run on
 notes that `past export` wrote) its notes are noise, and only raw, recorded and the transforms say anything.
@@ -51,7 +50,18 @@ WRITERS = {'base': 'base', 'policy': 'policy', 'teacher': 'teacher'}
 
 def get_config(arg=''):
   a = common.parse_arg(
-    arg, size='smol', arm='reverse', direction='', writer='base', notes=4, generations=1, filter='none', related=0
+    arg,
+    size='smol',
+    arm='reverse',
+    direction='',
+    writer='base',
+    notes=4,
+    generations=1,
+    filter='none',
+    related=0,
+    text=1.0,
+    synthetic=1.0,
+    replay=0.5,
   )
   arms = dict.fromkeys(('raw', 'recorded', *KINDS, *COMBINATIONS, *REVERSALS))
   common.choose(arms, 'arm', a.arm)
@@ -83,12 +93,10 @@ def get_config(arg=''):
       anchor_source='given' if c.view.anchors else 'none',
     ),
     reference=dict(role='policy', max_gap=0.01, rate=1.0),  # no loss reads it
-    losses=dict(text=dict(nll=dict(weight=1.0)), group=dict(nll=dict(weight=1.0)), replay=dict(nll=dict(weight=0.5))),
+    losses=mix(text=a.text, group=0.0 if a.arm == 'raw' else a.synthetic, replay=a.replay),
     replay_batch=8 if tiny else 2,  # replayed texts per update
     replay_length=64,
   )
-  if a.arm == 'raw':
-    del stage['losses']['group']
   stage.update(common.choose(filters(c), 'filter', a.filter))
   c.stages = tuple(f'generation{i + 1}' for i in range(a.generations)) if a.generations > 1 else ('study',)
   if a.generations > 1:
@@ -97,6 +105,10 @@ def get_config(arg=''):
   for name in c.stages:
     c[name] = stage
   return c
+
+
+def mix(**weights: float) -> dict:
+  return {term: dict(nll=dict(weight=weight)) for term, weight in weights.items() if weight}
 
 
 def writer(c, a) -> dict:
