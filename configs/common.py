@@ -103,10 +103,11 @@ def base(size: str) -> ConfigDict:
     recorded='',  # FILE.jsonl of {context, completions}: given completions by passage
     related=0,  # other texts of the corpus that stand for {related} in the instruction, nearest first (BM25)
     preference='',  # a number from 1 (chosen's column is better) to 2 (rejected's)
+    choices='',  # a list, of which the target is one
     limit=0,  # 0: all
     on_error='stop',  # stop | skip: malformed rows
     shuffle=True,
-    world=dict(count=8 if tiny else 12, seed=0, relations=False),
+    world=dict(count=8 if tiny else 12, seed=0, relations=False, split='tune'),
     replay='general',  # general | '': texts to replay against forgetting
   )
   c.view = dict(
@@ -153,6 +154,12 @@ def base(size: str) -> ConfigDict:
     heldout_texts=8 if tiny else 32,
     heldout_length=64 if tiny else 80,
     heldout_chunk=8,
+    # NAME: keys, as {'forced_choice': {'distractors': 3}, 'accuracy': {'rule': 'last_number'}}: past_jax/evals.
+    tasks=dict(closed_book=dict()),
+    # KIND: source to ask questions of, read as config.data says, but for these two; none: the studied rows are asked.
+    sources=dict(),
+    split='test',
+    skip=0,  # rows at the beginning of each source that are not asked: those that are studied, if it is the same one
   )
   c.checkpoint = dict(every=1, keep=2)  # rounds between checkpoints; how many are kept
   c.log = dict(groups=64)  # groups per round that are written for the report

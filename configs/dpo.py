@@ -35,7 +35,7 @@ def get_config(arg=''):
   tiny = a.size == 'tiny'
   c.data.update(text='', prompt='prompt', chosen='chosen', rejected='rejected', replay='')
   if tiny:
-    c.data.source, c.data.world = 'world:preferences', dict(count=60, seed=0, flips=0.0)
+    c.data.source, c.data.world = 'world:preferences', dict(count=60, seed=0, flips=0.0, split='tune')
   else:
     c.data.source = 'prefs.jsonl'
   c.view.update(instruction='{prompt}', train_view='same', train_instruction='', anchors=2)

@@ -15,16 +15,30 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import jax
 
-from past_jax import curricula, generators, judges, lora, losses, mesh, models, pairs, render, sampler, selects, update
+from past_jax import (
+  curricula,
+  evals,
+  generators,
+  judges,
+  lora,
+  losses,
+  mesh,
+  models,
+  pairs,
+  render,
+  sampler,
+  selects,
+  update,
+)
 from past_jax.collect import Collector, Reference, collector
 from past_jax.data import recorded, related, sources, worlds
 from past_jax.data.stream import Stream, permutation
 from past_jax.data.worlds.general import general
-from past_jax.evals.closed_book import closed_book
 from past_jax.evals.perplexity import perplexity
+from past_jax.evals.setting import Evaluation, Setting
 from past_jax.judges.likelihood_gain import NEEDS
 from past_jax.models.transformer import INPUT_AXES, REMAT
-from past_jax.types import Example, Loss, Params, Plan, Policy, Update, UserError, Weights
+from past_jax.types import Example, Loss, Params, Plan, Policy, Question, Update, UserError, Weights
 
 KINDS = {
   'generator': generators.TABLE,
@@ -39,7 +53,7 @@ PAIRWISE = ('best_vs', 'all_pairs')
 # What a loss needs -> who gives it.
 SELECTS = {'': (), 'pairs': PAIRWISE, 'wins': PAIRWISE, 'scores': ('everything',), 'group': ('everything',)}
 # Parameters that come from the run, not from the config.
-RESOURCES = ('policy', 'tokenizer', 'learning_rate', 'input_axes')
+RESOURCES = ('policy', 'tokenizer', 'learning_rate', 'input_axes', 'setting')
 ADAPTERS = 1 << 31  # the branch of the run's key for new adapters; rounds use those of the stages' numbers
 MAY_CHANGE = ('checkpoint.', 'log.', 'eval.every')  # on resume; and every stage's `rounds`
 
@@ -69,6 +83,7 @@ KEYS = {
   'eval': {
     **{'every': 0, 'questions': 0, 'template': str, 'prompt_length': 1, 'answer_length': 1, 'chunk': 1},
     **{'heldout': str, 'heldout_texts': 1, 'heldout_length': 2, 'heldout_chunk': 1},
+    **{'tasks': Mapping, 'sources': Mapping, 'split': str, 'skip': 0},
   },
   'checkpoint': {'every': 1, 'keep': 1},
   'log': {'groups': 0},
@@ -80,7 +95,8 @@ STAGE_KEYS = {
 }
 # The same for components' keys, where the type of the default does not say it all; or (least, most).
 BOUNDS = {
-  **dict.fromkeys(('group', 'length', 'chunk', 'ngram', 'target_length', 'count', 'seconds', 'memory'), 1),
+  **dict.fromkeys(('group', 'length', 'chunk', 'ngram', 'target_length', 'count', 'samples', 'distractors'), 1),
+  **dict.fromkeys(('seconds', 'memory'), 1),
   **{'prompt_length': 2, 'seed': 0, 'opponents': 0, 'slots': 0, 'top_k': 0},
   **dict.fromkeys(('max_overlap', 'lr', 'eps', 'weight_decay', 'clip'), 0.0),
   **dict.fromkeys(('flips', 'top_p', 'min_p', 'b1', 'b2', 'momentum', 'decay'), (0.0, 1.0)),
@@ -132,7 +148,7 @@ class Run(NamedTuple):
   examples: tuple[Example, ...]
   stream: Stream
   stages: tuple[Stage, ...]
-  evaluate: Callable  # (params, tick) -> (metrics, samples)
+  evaluate: Callable  # (params, tick, samples of the first evaluation) -> (metrics, samples)
   eval_calls: int
   eval_every: int
   checkpoint_every: int
@@ -321,6 +337,14 @@ def check(config, devices: int) -> list[str]:
   form, _, name = config.data.source.partition(':')
   if form == 'world':
     out += component_problems(worlds.TABLE, {'name': name, **tree['data']['world']}, 'config.data.world')
+  for task, keys in tree['eval']['tasks'].items():
+    if isinstance(keys, Mapping):
+      out += component_problems(evals.TABLE, {'name': task, **keys}, f'config.eval.tasks.{task}')
+    else:
+      out.append(f'config.eval.tasks.{task}={keys!r} must be a dict of its keys, such as {{}}.')
+  for kind, source in tree['eval']['sources'].items():
+    if not isinstance(source, str):
+      out.append(f'config.eval.sources.{kind}={source!r} must be a source, as config.data.source is.')
   adapters = config.model.lora
   if adapters.targets and not adapters.rank:
     out.append('config.model.lora.targets are set, but rank=0 trains all parameters: set config.model.lora.rank too.')
@@ -608,16 +632,47 @@ def completion_length(config, name: str) -> tuple[str, int]:
 def load_examples(config) -> sources.Loaded:
   """The data, read on the host."""
   d = config.data
-  loaded = sources.load(
-    d.source,
-    columns={field: d[field] for field in sources.FIELDS},
-    split=d.split,
-    on_error=d.on_error,
-    limit=d.limit,
-    world=plain(d.world) if d.source.startswith('world:') else None,
-  )
+  loaded = load(config, d.source, d.split, d.limit)
   examples = recorded.attach(loaded.examples, d.recorded) if d.recorded else loaded.examples
   return loaded._replace(examples=related.attach(examples, d.related) if d.related else examples)
+
+
+def load_questions(config, examples: Sequence[Example]) -> tuple[list[Example], list[tuple[int, Question]]]:
+  """(rows that are evaluated on, (number of the row, question) pairs): the studied rows, or those of eval.sources.
+
+  A row without questions is asked its prompt. The kinds of a source's questions are its key in config.eval.sources,
+  or, where its rows have questions of several kinds, these after it.
+
+  Raises:
+    UserError: a source cannot be read, or has no row left after the first config.eval.skip.
+  """
+  e = config.eval
+  asked = lambda x: x.questions or ((Question(x.prompt, x.target.strip()),) if x.prompt and not x.messages else ())
+  if not e.sources:
+    return list(examples), [(i, q) for i, x in enumerate(examples) for q in asked(x)]
+  rows, questions = [], []
+  for kind, source in e.sources.items():
+    found = load(config, source, e.split, 0).examples[e.skip :]
+    if not found:
+      raise UserError(f'config.eval.skip={e.skip} leaves no row of config.eval.sources.{kind}={source!r}.')
+    several = len({q.kind for x in found for q in asked(x)}) > 1
+    for x in found:
+      for q in asked(x):
+        questions.append((len(rows), q._replace(kind=f'{kind}/{q.kind}' if several else kind)))
+      rows.append(x)
+  return rows, questions
+
+
+def load(config, source: str, split: str, limit: int) -> sources.Loaded:
+  d = config.data
+  return sources.load(
+    source,
+    columns={field: d[field] for field in sources.FIELDS},
+    split=split,
+    on_error=d.on_error,
+    limit=limit,
+    world=plain(d.world) if source.startswith('world:') else None,
+  )
 
 
 def find_names(config, model: models.Model, examples: Sequence[Example]) -> list[tuple[str, ...]]:
@@ -629,18 +684,25 @@ def find_names(config, model: models.Model, examples: Sequence[Example]) -> list
     return find(model.read(mesh_), examples)
 
 
-def build(config, model: models.Model, examples: Sequence[Example], teacher: models.Model | None = None) -> Run:
+def build(
+  config,
+  model: models.Model,
+  examples: Sequence[Example],
+  teacher: models.Model | None = None,
+  asked: Sequence[Example] | None = None,
+) -> Run:
   """The whole run as functions, of a config without problems. Nothing runs on a device yet.
 
   Args:
     teacher: the role `teacher`, if it is a model of its own.
+    asked: the rows that questions come from, if they are others than those that are studied.
 
   Raises:
     UserError: what a component says about its keys.
   """
   mesh_ = mesh.make(config.mesh)
   trained, whole = build_adapters(config)
-  evaluate, calls = build_evaluation(config.eval, model, mesh_, examples)
+  evaluate, calls = build_evaluation(config, model, mesh_, examples if asked is None else asked)
   teacher_policy = model.policy if teacher is None else within(teacher.policy, model.config.vocab)
   stages = tuple(
     build_stage(config, name, model, mesh_, whole, len(examples), teacher_policy) for name in config.stages
@@ -774,26 +836,27 @@ def some(questions: list, most: int) -> list:
   return [pair for turn in turns for pair in turn if pair is not None][:most]
 
 
-def build_evaluation(e, model: models.Model, mesh_, examples: Sequence[Example]):
-  """(evaluate, how many device calls it makes): recall of the examples' questions, and held-out perplexity."""
-  resources = dict(policy=model.policy, tokenizer=model.tokenizer, mesh=mesh_)
-  questions = some([(i, q) for i, example in enumerate(examples) for q in example.questions], e.questions)
-  parts, calls = [], 0
-  if questions:
-    shape = dict(prompt_length=e.prompt_length, answer_length=e.answer_length, chunk=e.chunk)
-    parts.append(closed_book(questions=questions, template=e.template, **shape, **resources))
-    calls += 2 * -(-len(questions) // e.chunk)
+def build_evaluation(config, model: models.Model, mesh_, examples: Sequence[Example]):
+  """(evaluate, how many device calls it makes): config.eval.tasks, and held-out perplexity."""
+  e, resources = config.eval, dict(policy=model.policy, tokenizer=model.tokenizer, mesh=mesh_)
+  shape = dict(template=e.template, prompt_length=e.prompt_length, answer_length=e.answer_length, chunk=e.chunk)
+  rows, questions = load_questions(config, examples)
+  asked, view, parts = some(questions, e.questions), plain(config.view), []
+  setting = Setting(**resources, examples=rows, questions=asked, view=view, **shape)
+  for name, keys in plain(e.tasks).items():
+    where = f'config.eval.tasks.{name}'
+    parts.append(component(evals.TABLE, {'name': name, **keys}, where, setting=setting))
   if e.heldout:
     texts = general('heldout')[: e.heldout_texts]
-    parts.append(perplexity(texts=texts, text_length=e.heldout_length, chunk=e.heldout_chunk, **resources))
-    calls += -(-len(texts) // e.heldout_chunk)
+    held = perplexity(texts=texts, text_length=e.heldout_length, chunk=e.heldout_chunk, **resources)
+    parts.append(Evaluation(lambda params, tick, before: held(params, tick), -(-len(texts) // e.heldout_chunk)))
 
-  def evaluate(params, tick=lambda x: x):
+  def evaluate(params, tick=lambda x: x, before=()):
     metrics, samples = {}, []
     for part in parts:
-      m, s = part(params, tick)
+      m, s = part.run(params, tick, before)
       metrics |= m
       samples += s
     return metrics, samples
 
-  return evaluate, calls
+  return evaluate, sum(part.calls for part in parts)

@@ -10,6 +10,7 @@ from past_jax.types import Array, Policy, Prompts
 CHUNK = 1024  # tokens whose logits exist at once
 STATISTICS = {  # of the distribution of a token, from its log-probs logp_...xV
   'log_sum_sq': lambda logp: jax.nn.logsumexp(2 * logp, axis=-1),  # log sum_v p(v)^2
+  'top': lambda logp: logp.max(-1),  # nats: the log-prob of the likeliest token
   'entropy': lambda logp: -(jnp.exp(logp) * logp).sum(-1),  # nats
 }
 

@@ -64,8 +64,7 @@ def mentioned(text: str, names: str) -> tuple[str, ...]:
 def combined(examples: Sequence[Example], names: Sequence[Sequence[str]], size: int, most: int) -> tuple[Example, ...]:
   """One example per combination of `size` names of a passage, its `prompt` the names in the order of the text.
 
-  Questions stay with a passage's first combination, so that each is asked once. A passage with more than `most`
-  combinations keeps a fixed random choice of them; one with too few names is left out.
+  A passage with more than `most` combinations keeps a fixed random choice of them; one with too few names is left out.
 
   Raises:
     UserError: no passage has enough names.
@@ -74,9 +73,7 @@ def combined(examples: Sequence[Example], names: Sequence[Sequence[str]], size: 
   for i, (example, found) in enumerate(zip(examples, names, strict=True)):
     all_ = list(itertools.combinations(found, size))
     kept = sorted(permutation(len(all_), i)[:most]) if all_ else []
-    for number, j in enumerate(kept):
-      asked = example.questions if number == 0 else ()
-      out.append(dataclasses.replace(example, prompt=f'{SEPARATOR} '.join(all_[j]), questions=asked))
+    out += [dataclasses.replace(example, prompt=f'{SEPARATOR} '.join(all_[j])) for j in kept]
   if not out:
     raise UserError(
       f'config.pairs.size={size}: the model names fewer than that in each of {len(examples)} passages, '

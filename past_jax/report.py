@@ -60,6 +60,7 @@ CHARTS = (
 )
 WORDS = {'better': '▲ better', 'worse': '▼ worse', 'same': '= unclear', 'unknown': ''}
 FIELDS = {'step', 'round', 'stage'}
+NATS = ('logp', 'gap', 'gap_per_token', 'margin')  # last parts of evaluations' names
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -146,7 +147,7 @@ class Line:
 
   @property
   def logp(self) -> bool:
-    return self.name.endswith('/logp')
+    return self.name.rpartition('/')[2] in NATS
 
   @property
   def lower_is_better(self) -> bool:
@@ -201,9 +202,11 @@ class Line:
 
 def lines(evaluations: Sequence[Mapping]) -> list[Line]:
   before, after = ((row or {'metrics': {}})['metrics'] for row in _first_and_last(evaluations))
-  names = [name for name in dict.fromkeys([*before, *after]) if not name.endswith(('/n', '/questions'))]
+  names = [name for name in dict.fromkeys([*before, *after]) if not name.endswith(('/n', '/questions', '/chance'))]
   order = ('closed_book/forward', 'closed_book/reversed', 'closed_book/', 'perplexity', '')
-  names.sort(key=lambda name: (name.endswith('/logp'), [name.startswith(prefix) for prefix in order].index(True)))
+  names.sort(
+    key=lambda name: (name.rpartition('/')[2] in NATS, [name.startswith(prefix) for prefix in order].index(True))
+  )
   return [Line(name, *(row.get(key) for key in (name, name + '/n') for row in (before, after))) for name in names]
 
 
@@ -341,15 +344,19 @@ def charts(run: Run) -> tuple[list[dict], list[dict]]:
   measured = collections.defaultdict(lambda: collections.defaultdict(list))
   for row in run.evaluations:
     for name, value in row['metrics'].items():
-      kind = 'perplexity' if name.startswith('perplexity') else name.rpartition('/')[2]
-      measured[kind if kind in ('perplexity', 'n', 'questions', 'logp') else 'answers'][name].append(
-        (row['step'], value)
-      )
+      last = name.rpartition('/')[2]
+      kind = 'perplexity' if name.startswith('perplexity') else 'logp' if last in NATS else last
+      known = ('perplexity', 'n', 'questions', 'chance', 'length', 'logp')
+      measured[kind if kind in known else 'answers'][name].append((row['step'], value))
   done = [
     chart(title, note, measured[kind], boundaries, dots=True)
     for kind, title, note in (
-      ('answers', 'Right answers', 'Share of closed-book questions answered right.'),
-      ('logp', 'Log-probability of the right answer', 'In nats: moves before any answer is right.'),
+      ('answers', 'Right answers', 'Shares: of questions answered or chosen right, of pairs told apart.'),
+      (
+        'logp',
+        'Log-probability of the right answer',
+        'In nats, or less that of wrong ones: moves before any is right.',
+      ),
       ('perplexity', 'Held-out perplexity', 'Of text that the run does not study: higher is forgetting.'),
     )
   ]

@@ -368,7 +368,9 @@ class Loop:
 
   def evaluate(self, when: str, writer: MetricsWriter) -> None:
     self.enter('evaluate', self.run.eval_calls)
-    metrics, samples = self.run.evaluate(self.policy(), self.tick)
+    done = rows(self.workdir / 'evaluations.jsonl')
+    before = next((row['samples'] for row in done if row['when'] == 'before'), ())
+    metrics, samples = self.run.evaluate(self.policy(), self.tick, before)
     writer.evaluation({'when': when, 'step': self.cursor.step, 'metrics': metrics, 'samples': samples})
 
   def evaluated(self, when: str) -> bool:

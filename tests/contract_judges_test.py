@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from past_jax.answers import extract
 from past_jax.judges import TABLE
-from past_jax.judges.text import number
 from past_jax.text import byte_tokenizer, pack_completions, pack_prompts
 from past_jax.types import Example, Group, Policy, Prompts, Question, UserError
 
@@ -440,8 +440,7 @@ def test_numeric_compares_values():
   ],
 )
 def test_number(text, value):
-  found = number(text)
-  assert found is None if value is None else found == type(found)(value)
+  assert extract(text, 'last_number') == value
 
 
 def test_function_by_name_and_by_value(tmp_path, monkeypatch):

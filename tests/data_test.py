@@ -167,9 +167,11 @@ def test_missing_file_names_the_nearest(tmp_path):
     sources.load(str(tmp_path / 'nowhere/train.jsonl'), columns=COLUMNS)
 
 
-@pytest.mark.parametrize('source', ['train.csv', 'hub:squad', 'hf:', 'squad', ''])
+@pytest.mark.parametrize('source', ['train.tsv', 'hub:squad', 'hf:', 'squad', ''])
 def test_unknown_form_lists_the_forms(source):
-  with pytest.raises(UserError, match=r'unknown data source .*FILE.jsonl, hf:NAME, tfds:NAME, world:NAME, or a dir'):
+  with pytest.raises(
+    UserError, match=r'unknown data source .*FILE.jsonl, FILE.csv, hf:NAME, tfds:NAME, world:NAME, or a dir'
+  ):
     sources.load(source, columns=COLUMNS)
 
 
@@ -340,8 +342,8 @@ def test_world_is_a_source():
 @pytest.mark.parametrize(
   'source, world, message',
   [
-    ('world:towns', {'count': 5, 'seed': 1}, "unknown world 'world:towns': there is world:people"),
-    ('world:people', None, 'world:people takes count, seed, relations, not'),
+    ('world:towns', {'count': 5, 'seed': 1}, "unknown world 'world:towns': there is world:arithmetic, "),
+    ('world:people', None, 'world:people takes count, seed, relations, split, not'),
     ('world:people', {'count': 5, 'sed': 1}, "unexpected keyword argument 'sed'"),
     ('world:people', {'count': 5000, 'seed': 1}, 'there are 1 to 640 distinct people'),
     ('world:preferences', {'count': 5, 'seed': 1, 'flips': 1.5}, 'a share between 0 and 1'),

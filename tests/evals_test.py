@@ -5,6 +5,7 @@ import pytest
 
 from past_jax.evals.closed_book import closed_book, is_correct
 from past_jax.evals.perplexity import perplexity
+from past_jax.evals.setting import Setting
 from past_jax.types import Question
 
 
@@ -27,10 +28,8 @@ def test_what_counts_as_right(output, answer, correct):
 def test_closed_book_counts_by_kind_and_scores_the_answer(policy, params, tokenizer, mesh):
   asked = [Question('ab', 'cd', 'forward'), Question('xy', 'z', 'reversed'), Question('abc', 'd', 'forward')]
   questions = list(enumerate(asked))
-  evaluate = closed_book(
-    policy=policy, tokenizer=tokenizer, mesh=mesh, questions=questions, prompt_length=8, answer_length=4, chunk=2
-  )
-  metrics, samples = evaluate(params)
+  shape = dict(prompt_length=8, answer_length=4, chunk=2)
+  metrics, samples = closed_book(Setting(policy, tokenizer, mesh, (), questions, **shape)).run(params)
   assert [s['question'] for s in samples] == ['ab', 'xy', 'abc']
   assert metrics['closed_book/forward/n'] == 2 and metrics['closed_book/reversed/n'] == 1
   assert metrics['closed_book/forward/questions'] == 2

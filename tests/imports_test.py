@@ -4,11 +4,12 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / 'past_jax'
-LEAVES = {'types', 'answers', 'text', 'mesh', 'lora', 'logps', 'sampler', 'buckets'}
+LEAVES = {'types', 'answers', 'functions', 'text', 'mesh', 'lora', 'logps', 'sampler', 'buckets'}
 # module -> what of this package it may import; a name covers what is below it
 MAY = {
   'types': set(),
   'answers': {'types'},
+  'functions': {'types'},
   'text': {'types'},
   'mesh': {'types'},
   'lora': {'types'},
@@ -26,7 +27,7 @@ MAY = {
   'render': {'types', 'text', 'transforms'},
   'models': LEAVES | {'models'},
   'data': {'types', 'data'},
-  'evals': LEAVES | {'render', 'evals'},
+  'evals': LEAVES | {'render', 'data', 'evals'},
   'generators': LEAVES,
   'tools': {'types', 'answers', 'tools'},
   'judges': LEAVES | {'judges', 'answers', 'tools'},

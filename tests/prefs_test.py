@@ -266,6 +266,15 @@ def test_a_file_of_pairs_is_scored_once_and_read_in_its_order(pairs, tmp_path, m
   assert timing['compile_count_after_first_round'] == 0
 
 
+def test_pairs_are_compared_with_the_start_of_the_run(pairs, tmp_path):
+  tasks = "--config.eval.tasks={'pair_accuracy': {}}"
+  assert study(tmp_path / 'run', pairs, tasks, '--config.data.limit=4', '--config.optimizer.lr=0.01') == 0
+  before, after = rows(tmp_path / 'run' / 'evaluations.jsonl')
+  assert 'pairs/accuracy' not in before['metrics'] and after['metrics']['pairs/accuracy/n'] == 4
+  moved = [b['margin'] - a['margin'] for a, b in zip(before['samples'], after['samples'])]
+  assert after['metrics']['pairs/accuracy'] == np.mean([(np.sign(m) + 1) / 2 for m in moved])
+
+
 @pytest.mark.parametrize('role', ['base', 'ref'])
 def test_other_roles_wait_on_the_host(pairs, tmp_path, monkeypatch, role):
   real, seen = train.Loop.log, []

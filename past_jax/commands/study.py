@@ -169,7 +169,7 @@ def run(argv: list[str]) -> int:
     names = known_names(workdir) or build.find_names(config, teacher or model, examples)
     examples = pairs.combined(examples, names, config.pairs.size, config.pairs.most)
     print(f'{len(examples)} combinations of names in {len(data.examples)} passages', file=sys.stderr)
-  run_ = build.build(config, model, examples, teacher)
+  run_ = build.build(config, model, examples, teacher, asked=data.examples)
   with Stop() as stop, Progress(rounds_ahead=sum(config[s].rounds for s in config.stages[1:])) as progress:
     try:
       if names is not None and known_names(workdir) is None:

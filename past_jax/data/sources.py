@@ -3,17 +3,24 @@
 | source | read as |
 | --- | --- |
 | `FILE.jsonl` | one JSON object a line, UTF-8; blank lines are ignored |
+| `FILE.csv` | a line of column names, then rows; every value is a string |
 | `hf:NAME`, `hf:NAME:CONFIG` | `datasets.load_dataset` |
 | `tfds:NAME` | TensorFlow Datasets in ArrayRecord form; TensorFlow itself is not needed |
 | a directory | what `datasets` wrote with `save_to_disk`, or a prepared TFDS version directory |
-| `world:people`, `world:preferences` | the invented worlds of `worlds.py` |
+| `world:NAME` | the invented worlds of `worlds.TABLE` |
+
+A column is named, or put together: '{prompt}{completion}' is a template over columns; a list becomes its items with
+spaces between them.
 """
 
+import csv
+import dataclasses
 import difflib
 import functools
 import importlib
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +30,8 @@ import numpy as np
 from past_jax.data import worlds
 from past_jax.types import Example, Question, UserError
 
-FIELDS = ('prompt', 'text', 'target', 'questions', 'anchors', 'chosen', 'rejected', 'preference')
-FORMS = 'FILE.jsonl, hf:NAME, tfds:NAME, world:NAME, or a directory of datasets.save_to_disk or of TFDS'
+FIELDS = ('prompt', 'text', 'target', 'questions', 'anchors', 'chosen', 'rejected', 'preference', 'choices')
+FORMS = 'FILE.jsonl, FILE.csv, hf:NAME, tfds:NAME, world:NAME, or a directory of datasets.save_to_disk or of TFDS'
 
 Row = tuple[str, Callable[[], Any]]  # (where, read): reading is put off so that a bad row can be skipped
 
@@ -57,7 +64,8 @@ def load(
       this order. A prompt may be a list of messages `{role, content}`, and then they are such lists, too: of what
       follows it, or, without a column for the prompt, of the whole chat, of which what both share is the prompt. Where
       the data say which of two columns is better, `preference` names theirs: a number from 1, the column of `chosen`,
-      to 2, that of `rejected`.
+      to 2, that of `rejected`. `choices`, a list, makes the prompt a question to choose the answer of, which is
+      `target`: one of them, its index from 0, or its letter.
     split: which split; a JSONL file and a `Dataset` saved without a split name have only themselves.
     on_error: 'stop' at the first bad row, or 'skip' bad rows and name them in `skipped`.
     limit: the most examples to return; 0: all.
@@ -133,12 +141,12 @@ def _rows(source: str, split: str) -> Iterator[Row]:
     return _listed(_tfds(source, split, lambda t: t.builder(name, file_format='array_record')), f'{source} {split}')
   if source and path.is_dir():
     return _listed(_directory(path, split), f'{source} {split}')
-  if path.suffix != '.jsonl':
+  if path.suffix not in ('.jsonl', '.csv'):
     near = _nearest(path.name, _siblings(path))
     raise UserError(f'unknown data source {source!r}{near}: a source is {FORMS}')
   if not path.exists():
     raise UserError(f'{source}: no such file{_nearest(path.name, _siblings(path))}')
-  return _jsonl(path)
+  return _jsonl(path) if path.suffix == '.jsonl' else _csv(path)
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
@@ -149,6 +157,24 @@ def _jsonl(path: Path) -> Iterator[Row]:
           yield f'{path}:{number}', functools.partial(_json, line)
   except OSError as e:
     raise UserError(f'{path} cannot be read: {e.strerror}') from e
+
+
+def _csv(path: Path) -> Iterator[Row]:
+  try:
+    with path.open(encoding='utf-8-sig', newline='') as lines:
+      reader = csv.DictReader(lines)
+      for row in reader:
+        yield f'{path}:{reader.line_num}', functools.partial(_whole, row)
+  except OSError as e:
+    raise UserError(f'{path} cannot be read: {e.strerror}') from e
+  except (UnicodeDecodeError, csv.Error) as e:
+    raise UserError(f'{path} is not a CSV file in UTF-8: {e}') from e
+
+
+def _whole(row: dict) -> dict:
+  if None in row or None in row.values():
+    raise _BadRow('the line has another number of values than the first line has names')
+  return row
 
 
 def _json(line: bytes) -> Any:
@@ -228,6 +254,7 @@ def _example(row: Any, columns: Mapping[str, str], where: str) -> Example:
   if not isinstance(row, Mapping):
     raise _BadRow(f'a row must be a JSON object, not {_kind(row)}')
   value = {field: _plain(_column(row, field, name)) for field, name in columns.items() if name}
+  choices, target = _choices(value.get('choices'), value.get('target'), columns)
   messages, prompt, anchors = (), value.get('prompt'), _anchors(value.get('anchors'), columns)
   if isinstance(prompt, list):
     messages = _messages(prompt, columns, 'prompt')
@@ -239,10 +266,13 @@ def _example(row: Any, columns: Mapping[str, str], where: str) -> Example:
     text=_string(value.get('text'), columns, 'text'),
     anchors=anchors,
     messages=messages,
-    target=_string(value.get('target'), columns, 'target'),
+    target=_string(target, columns, 'target'),
     questions=_questions(value.get('questions'), columns),
     where=where,
   )
+  if choices:
+    question = Question(example.prompt, example.target, choices=choices)
+    example = dataclasses.replace(example, questions=(*example.questions, question))
   if not (example.prompt.strip() or example.text.strip()):
     raise _BadRow('the row has neither prompt nor text')
   return example
@@ -251,6 +281,10 @@ def _example(row: Any, columns: Mapping[str, str], where: str) -> Example:
 def _column(row: Mapping[str, Any], field: str, name: str) -> Any:
   if name in row:
     return row[name]
+  if '{' in name:
+    parts = re.split(r'\{([^{}]+)\}', name)
+    parts[1::2] = [_written(_plain(_column(row, field, part))) for part in parts[1::2]]
+    return ''.join(parts)
   near = difflib.get_close_matches(name, row, 1)
   if field in ('questions', 'anchors'):
     alike = [c for c, value in row.items() if isinstance(value, list | Mapping | np.ndarray)]
@@ -261,6 +295,10 @@ def _column(row: Mapping[str, Any], field: str, name: str) -> Any:
     f'no column {name!r}, which is to give {field}; columns present: {", ".join(map(str, row)) or "none"}; '
     f'set e.g. --config.data.{field}={guess}, or --config.data.{field}= to do without'
   )
+
+
+def _written(value: Any) -> str:
+  return ' '.join(map(_written, value)) if isinstance(value, list) else '' if value is None else str(value)
 
 
 def _plain(value: Any) -> Any:
@@ -339,6 +377,22 @@ def _messages(value: Any, columns: Mapping[str, str], field: str) -> tuple[dict[
   return tuple(value)
 
 
+def _choices(value: Any, target: Any, columns: Mapping[str, str]) -> tuple[tuple[str, ...], Any]:
+  """(the choices, the target as one of them); without choices the target as it is."""
+  if value is None:
+    return (), target
+  name, of = f'choices (column {columns["choices"]!r})', f'target (column {columns.get("target", "")!r})'
+  if not isinstance(value, list) or len(set(map(str, value))) != len(value) or len(value) < 2:
+    raise _BadRow(f'{name} must be a list of two or more different strings; it is {value!r}')
+  choices = tuple(_string(v, columns, 'choices', f' item {i}') for i, v in enumerate(value))
+  named = {key: choice for i, choice in enumerate(choices) for key in (i, chr(ord('A') + i))}
+  if target in choices:
+    return choices, target
+  if isinstance(target, bool) or target not in named:
+    raise _BadRow(f'{of} must be one of the choices, its index from 0 or its letter; it is {target!r}')
+  return choices, named[target]
+
+
 def _questions(value: Any, columns: Mapping[str, str]) -> tuple[Question, ...]:
   if value is None:
     return ()
@@ -354,12 +408,13 @@ def _questions(value: Any, columns: Mapping[str, str]) -> tuple[Question, ...]:
     answer = row.get('answer')
     if isinstance(answer, list):
       answer = answer[0] if answer else None
+    choices, answer = _choices(row.get('choices'), answer, {'choices': columns['questions'], 'target': 'answer'})
     question = _string(row.get('question'), columns, 'questions', f' item {i} question')
     answer = _string(answer, columns, 'questions', f' item {i} answer')
     kind = _string(row.get('kind'), columns, 'questions', f' item {i} kind')
     if not (question.strip() and answer.strip()):
       raise _BadRow(f'{name} item {i} needs a question and an answer; it has {", ".join(row) or "nothing"}')
-    questions.append(Question(question, answer, kind) if kind else Question(question, answer))
+    questions.append(Question(question, answer, kind or 'forward', choices))
   return tuple(questions)
 
 

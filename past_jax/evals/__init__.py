@@ -1,1 +1,12 @@
-"""Evaluations: evaluate(params, tick) -> (metrics, samples for people)."""
+"""Evaluations: run(params, tick, before) -> (metrics, samples for people); the names of config.eval.tasks."""
+
+from past_jax.evals import accuracy, choices, closed_book, harness, pairs
+
+TABLE = {
+  'accuracy': accuracy.accuracy,
+  'closed_book': closed_book.closed_book,
+  'forced_choice': choices.forced_choice,
+  'lm_eval': harness.lm_eval,
+  'multiple_choice': choices.multiple_choice,
+  'pair_accuracy': pairs.pair_accuracy,
+}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from past_jax.evals.closed_book import padded
+from past_jax.evals.setting import padded
 from past_jax.logps import group_logps, token_mask
 from past_jax.mesh import put_batch
 from past_jax.render import text_batch

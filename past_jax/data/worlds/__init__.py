@@ -10,7 +10,9 @@ from past_jax.data.worlds import (
   chains,
   guidance,
   instructions,
+  notes,
   people,
+  reasoning,
   relations,
   reversal,
 )
@@ -21,8 +23,10 @@ TABLE = {
   'chains': chains.chains,
   'guidance': guidance.guidance,
   'instructions': instructions.instructions,
+  'notes': notes.notes,
   'people': people.people,
   'preferences': instructions.preferences,
+  'reasoning': reasoning.reasoning,
   'relations': relations.relations,
   'reversal': reversal.reversal,
 }

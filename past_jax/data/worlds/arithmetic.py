@@ -2,7 +2,7 @@
 
 import itertools
 
-from past_jax.data.worlds.words import World, dice, own_seed, pick_split, shuffled
+from past_jax.data.worlds.words import SPLITS, World, dice, own_seed, pick_split, shuffled
 from past_jax.types import Example, Question, UserError
 
 # how it is written -> its value, and what comes of working it out in the wrong order
@@ -12,7 +12,6 @@ FORMS = {
   '{a}*{b}+{c}=': (lambda a, b, c: a * b + c, lambda a, b, c: a * (b + c)),
   '{a}*({b}+{c})=': (lambda a, b, c: a * (b + c), lambda a, b, c: a * b + c),
 }
-SPLITS = {'tune': 0, 'final': 1}
 
 
 def arithmetic(count: int, seed: int, noise: float = 0.45, copies: int = 1, split: str = 'tune') -> World:

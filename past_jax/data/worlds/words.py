@@ -10,6 +10,8 @@ from typing import NamedTuple
 from past_jax.data.stream import permutation
 from past_jax.types import Example, Question, UserError
 
+SPLITS = {'tune': 0, 'final': 1}
+
 
 class World(NamedTuple):
   examples: tuple[Example, ...]
