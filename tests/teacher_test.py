@@ -98,6 +98,7 @@ def generations(workdir, *flags):
   return main(['study', f'--config={config}:arm=unjudged', f'--workdir={workdir}', *BRIEF, *brief, *flags])
 
 
+@pytest.mark.slow
 def test_the_student_becomes_the_teacher_and_a_new_one_begins_at_the_base(tmp_path, monkeypatch):
   monkeypatch.syspath_prepend('.')
   assert generations(tmp_path / 'on') == 0
