@@ -6,7 +6,6 @@ from contract_selects_test import make_group
 
 from past_jax.judges import TABLE
 from past_jax.tools import algebra, code, sandbox
-from past_jax.tools import algebra as algebra_tool
 from past_jax.tools.sandbox import Limits
 from past_jax.types import Example, UserError
 
@@ -43,13 +42,9 @@ def test_an_answer_is_found_first():
 
 
 def test_sympy_is_asked_for_by_name(monkeypatch):
-  import sys
-
-  import past_jax.tools.algebra  # noqa: F401
-
-  monkeypatch.setattr(sys.modules['past_jax.tools.algebra'].importlib.util, 'find_spec', lambda name: None)
+  monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
   with pytest.raises(UserError, match=r'pip install "past-jax\[tools\]"'):
-    algebra_tool(['x'], ['y'], '', Limits())
+    algebra(['x'], ['y'], '', Limits())
 
 
 def test_programs_are_checked_by_what_they_print():

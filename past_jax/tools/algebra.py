@@ -45,8 +45,13 @@ def _compared(pairs: Sequence[tuple[str, str]], limits: Limits) -> list[bool]:
   """Verdicts up to the pair, if any, that reached a limit of the whole process."""
   packages = [_package(name) for name in ('sympy', 'mpmath')]
   order = {'packages': sorted({str(path.parent) for path in packages}), 'seconds': limits.seconds, 'pairs': pairs}
-  whole = dataclasses.replace(limits, seconds=START + limits.seconds * len(pairs))
-  outcome = run(PROGRAM.read_text(), json.dumps(order), whole, readable=[str(path) for path in packages])
+  times = dict(seconds=START + limits.seconds * len(pairs), wall=limits.wall * (1 + len(pairs)))
+  outcome = run(
+    PROGRAM.read_text(),
+    json.dumps(order),
+    dataclasses.replace(limits, **times),
+    readable=[str(path) for path in packages],
+  )
   lines = outcome.output.splitlines()
   if not lines or lines[0] != 'ready':
     raise UserError(f'sympy does not start in the sandbox (status {outcome.code}): {outcome.errors.strip()[-300:]}')

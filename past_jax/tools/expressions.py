@@ -66,15 +66,15 @@ def main() -> None:
   sys.path += order['packages']
   import sympy  # noqa: F401, so that it counts for no pair
 
-  signal.signal(signal.SIGALRM, too_long)
+  signal.signal(signal.SIGPROF, too_long)
   print('ready', flush=True)
   for a, b in order['pairs']:
-    signal.alarm(order['seconds'])
+    signal.setitimer(signal.ITIMER_PROF, order['seconds'])  # of CPU time: how busy the machine is decides nothing
     try:
       verdict = equal(a, b)
     except Exception:  # whatever an odd text makes of a parser that evaluates: it is not shown to be equal
       verdict = False
-    signal.alarm(0)
+    signal.setitimer(signal.ITIMER_PROF, 0)
     print('equal' if verdict else 'different', flush=True)
 
 

@@ -17,7 +17,8 @@ from past_jax.types import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  seconds: int = 2  # of CPU time; and on the wall twice as many and two more, in which processes start
+  seconds: int = 2  # of CPU time
+  wall: int = 30  # seconds on the wall, for what waits; a busy machine needs many to start a process
   memory: int = 512 << 20  # bytes of address space
   file: int = 1 << 20  # bytes of each file that it writes, its output among them
   scratch: int = 16 << 20  # bytes of its folder, TMPDIR, which is gone afterwards
@@ -56,7 +57,7 @@ def run(source: str, stdin: str = '', limits: Limits = Limits(), readable: Seque
       start_new_session=True,
     )
     try:
-      ended = process.wait(2 * limits.seconds + 2)
+      ended = process.wait(limits.wall)
     except subprocess.TimeoutExpired:
       ended = 128 + signal.SIGKILL
     finally:
@@ -70,7 +71,7 @@ def _order(source: int, status: int, limits: Limits, readable: Sequence[str]) ->
   python = os.path.realpath(sys.executable)
   own = [python, *(f'{prefix}/lib' for prefix in (sys.base_prefix, sys.base_exec_prefix)), os.path.dirname(os.__file__)]
   numbers = dataclasses.asdict(limits)
-  scratch = numbers.pop('scratch')
+  scratch, _ = numbers.pop('scratch'), numbers.pop('wall')
   everything = {*map(os.path.realpath, own), *map(os.path.realpath, readable)}
   paths = {'python': python, 'readable': sorted(everything)}
   return {**paths, 'limits': numbers, 'scratch': scratch, 'source': source, 'status': status}
