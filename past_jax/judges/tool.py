@@ -3,6 +3,7 @@
 from typing import Literal
 
 import jax.numpy as jnp
+import numpy as np
 
 from past_jax import answers, tools
 from past_jax.judges.rows import bodies
@@ -18,7 +19,7 @@ def tool(
   *,
   tokenizer,
 ) -> Judge:
-  """Score: 1 where the tool finds the example's target in the completion, else 0.
+  """Score: 1 where the tool finds the example's target in the completion, else 0; an empty one abstains.
 
   Args:
     tool: `algebra`: the answer equals the target as an expression. `code`: the program, the last fenced block of the
@@ -41,9 +42,11 @@ def tool(
     for example in examples:
       if not example.target:
         raise UserError(f'{example.where}: judge tool needs `target`, and this row has none.')
-    texts = [[tokenizer.decode(ids) for ids in row] for row in bodies(tokenizer, group)]
+    found = bodies(tokenizer, group)
+    texts = [[tokenizer.decode(ids) for ids in row] for row in found]
     targets = [[example.target] * len(row) for example, row in zip(examples, texts, strict=True)]
-    right = check(sum(texts, []), sum(targets, []), rule, limits)
-    return Judgement(jnp.asarray(right, jnp.float32).reshape(group.length_BxG.shape))
+    right = np.array(check(sum(texts, []), sum(targets, []), rule, limits), np.float32)
+    empty = np.array([[not ids for ids in row] for row in found])
+    return Judgement(jnp.asarray(np.where(empty, np.nan, right.reshape(empty.shape)), jnp.float32))
 
   return Judge(score)
