@@ -7,6 +7,8 @@ import difflib
 
 from ml_collections import ConfigDict
 
+from configs import instructions
+
 # Few-shot, because a 135M model follows a pattern better than a request (reference figures: LOG.md, 2026-11-21). The
 # demonstrations are of other invented people, and all name the deed before the person: say so in any claim.
 STUDY = """\
@@ -60,6 +62,7 @@ JUDGES = {
   'majority': dict(name='majority', rule='last_number', weight='count', role='base'),
   'preference': dict(name='preference', role='base', prompt_length=256),
   'text': dict(name='text', rule='exact', pattern='', function=''),  # function: module:callable(completion, example)
+  'tool': dict(name='tool', tool='algebra', rule='last_number', seconds=2, memory=512),
   'random': dict(name='random'),
   'constant': dict(name='constant', value=0.0),
 }
@@ -82,6 +85,10 @@ def base(size: str) -> ConfigDict:
   # rank 0: all parameters are trained. targets: regexes on the paths of linear layers, such as 'layers/(q|v)$'; (): all
   # within the layers. alpha = rank: as large a step at a learning rate as training all parameters.
   c.model.lora = dict(rank=0, alpha=16.0, targets=())
+  c.teacher = dict(
+    spec='',  # the role `teacher`: a model spec, with the same tokenizer; 'policy': a copy of it at each stage's start
+    restart=False,  # with 'policy': every stage trains the base anew, and only the teacher is what came before
+  )
   tiny = size == 'tiny'
   c.data = dict(
     source='world:people',  # or FILE.jsonl, hf:NAME, tfds:NAME, a directory of either
@@ -94,6 +101,8 @@ def base(size: str) -> ConfigDict:
     anchors='',  # given completions, a list; or two columns, better and worse:
     chosen='',
     rejected='',
+    recorded='',  # FILE.jsonl of {context, completions}: given completions by passage
+    related=0,  # other texts of the corpus that stand for {related} in the instruction, nearest first (BM25)
     preference='',  # a number from 1 (chosen's column is better) to 2 (rejected's)
     choices='',  # a list, of which the target is one
     limit=0,  # 0: all
@@ -110,6 +119,16 @@ def base(size: str) -> ConfigDict:
     prompt_length=112 if tiny else 192,
     text_length=96 if tiny else 32,
     anchors=0,  # given completions per prompt
+    transforms=(),  # the first of them, made of the text: past_jax/transforms.py
+    segment=5,  # most words of a segment of segment_reversal
+  )
+  c.pairs = dict(
+    size=0,  # 2 | 3: a prompt for every pair or triple of a passage's names, which is {prompt} of the instruction
+    most=8,  # combinations per passage
+    instruction='Text: {text}\nNames:' if tiny else instructions.NAMES,  # what the teacher, or else the model, goes on
+    prompt_length=112 if tiny else 192,
+    length=32,
+    chunk=8 if tiny else 6,
   )
   # Another one: --config.optimizer="{'name': 'lion', 'lr': 3e-5, 'schedule': 'linear', 'warmup': 0.1, 'end': 0.0}".
   # Names and keys: past_jax/update.py. schedule: cosine | linear | constant, which does not go down to end * lr.

@@ -26,6 +26,7 @@ from past_jax import (
   losses,
   mesh,
   models,
+  pairs,
   render,
   sampler,
   selects,
@@ -34,14 +35,14 @@ from past_jax import (
 from past_jax.buffer import Buffer
 from past_jax.collect import Collector, Reference, collector
 from past_jax.coverage import coverage
-from past_jax.data import sources, worlds
+from past_jax.data import recorded, related, sources, worlds
 from past_jax.data.stream import Stream, permutation
 from past_jax.data.worlds.general import general
 from past_jax.evals.perplexity import perplexity
 from past_jax.evals.setting import Evaluation, Setting
 from past_jax.judges.likelihood_gain import NEEDS
 from past_jax.models.transformer import INPUT_AXES, REMAT
-from past_jax.types import Example, Loss, Params, Plan, Question, Update, UserError, Weights
+from past_jax.types import Example, Loss, Params, Plan, Policy, Question, Update, UserError, Weights
 
 KINDS = {
   'generator': generators.TABLE,
@@ -52,6 +53,7 @@ KINDS = {
 }
 TERMS = ('text', 'group', 'replay')
 ROLES = ('policy', 'base', 'ref')
+MODELS = (*ROLES, 'teacher')  # roles that sample and judge
 PAIRWISE = ('best_vs', 'all_pairs')
 # What a loss needs -> who gives it.
 SELECTS = {
@@ -76,14 +78,16 @@ KEYS = {
     'rope': str,
     'lora': {'rank': 0, 'alpha': 0.0, 'targets': tuple},
   },
+  'teacher': {'spec': str, 'restart': bool},
   'data': {
-    **dict.fromkeys(('source', 'split', *sources.FIELDS, 'on_error', 'replay'), str),
-    **{'limit': 0, 'shuffle': bool, 'world': Mapping},
+    **dict.fromkeys(('source', 'split', *sources.FIELDS, 'recorded', 'on_error', 'replay'), str),
+    **{'related': 0, 'limit': 0, 'shuffle': bool, 'world': Mapping},
   },
   'view': {
     **dict.fromkeys(('instruction', 'train_view', 'train_instruction'), str),
-    **{'chat': bool, 'prompt_length': 1, 'text_length': 1, 'anchors': 0},
+    **{'chat': bool, 'prompt_length': 1, 'text_length': 1, 'anchors': 0, 'transforms': tuple, 'segment': 1},
   },
+  'pairs': {'size': 0, 'most': 1, 'instruction': str, 'prompt_length': 2, 'length': 1, 'chunk': 1},
   'optimizer': Mapping,
   'eval': {
     **{'every': 0, 'questions': 0, 'template': str, 'prompt_length': 1, 'answer_length': 1, 'chunk': 1},
@@ -101,6 +105,7 @@ STAGE_KEYS = {
 # The same for components' keys, where the type of the default does not say it all; or (least, most).
 BOUNDS = {
   **dict.fromkeys(('group', 'length', 'chunk', 'ngram', 'target_length', 'count', 'samples', 'distractors', 'size'), 1),
+  **dict.fromkeys(('seconds', 'memory'), 1),
   **{'prompt_length': 2, 'seed': 0, 'opponents': 0, 'slots': 0, 'top_k': 0},
   **dict.fromkeys(('max_overlap', 'lr', 'eps', 'weight_decay', 'clip'), 0.0),
   **dict.fromkeys(('flips', 'top_p', 'min_p', 'b1', 'b2', 'momentum', 'decay'), (0.0, 1.0)),
@@ -133,6 +138,7 @@ class Stage(NamedTuple):
   rate: float  # a refresh moves the role `ref` this far towards the policy; 1: a copy
   refreshes: bool  # the role `ref` is in use
   reads_base: bool
+  reads_teacher: bool
   replay: tuple[str, ...]
   replay_batch: int
   replay_length: int
@@ -142,6 +148,9 @@ class Stage(NamedTuple):
 class Run(NamedTuple):
   seed: int
   model: models.Model
+  teacher: models.Model | None  # the role `teacher`, where it is a model of its own
+  copies_teacher: bool  # the role `teacher` is the policy as it was when the stage began
+  restarts: bool  # every stage trains the base anew: what the stage before has made of it is the teacher only
   trained: Callable[[Params], Params]  # of the base, or its shapes: all of it, or new adapters
   whole: Callable[[Weights, Params], Params]  # (frozen roles, trained) -> the model
   keeps_base: bool  # some stage reads it, or adapters do; else its memory is free
@@ -249,7 +258,7 @@ def component_problems(table: Mapping[str, Callable], config: Mapping, where: st
   for key, value in config.items():
     default = takes[key].default if key in takes else None
     wanted = more.get(key, BOUNDS.get(key, type(default)))
-    choices = ROLES if key in ('role', 'opponent') else literal(takes[key].annotation) if key in takes else ()
+    choices = MODELS if key in ('role', 'opponent') else literal(takes[key].annotation) if key in takes else ()
     typed = wanted in WORDS or not isinstance(wanted, type)
     if typed and (problem := wrong_value(value, wanted)):
       out.append(f'{where}.{key}={value!r} must be {problem}.')
@@ -360,9 +369,20 @@ def check(config, devices: int) -> list[str]:
   if adapters.rank and not adapters.alpha:
     out.append('config.model.lora.alpha=0 scales the adapters away: rank is a good value.')
   out += optimizer_problems(tree)
+  if config.teacher.restart and config.teacher.spec != 'policy':
+    out.append("config.teacher.restart needs config.teacher.spec='policy', or nothing of a stage is left to the next.")
+  if config.pairs.size == 1:
+    out.append('config.pairs.size=1: give 2 for pairs, 3 for triples, or 0 to study passages as they are.')
+  names = config.view.transforms
+  for name in names:
+    if name not in render.TRANSFORMS:
+      near = nearest(name, render.TRANSFORMS)
+      out.append(f'config.view.transforms={names}: choose from {", ".join(render.TRANSFORMS)}.{near}')
+  if len(names) > config.view.anchors:
+    out.append(f'config.view.anchors={config.view.anchors} has no room for the {len(names)} of config.view.transforms.')
   for name in config.stages:
     out += stage_problems(config, name)
-  batches = ['eval.chunk', 'eval.heldout_chunk']
+  batches = ['eval.chunk', 'eval.heldout_chunk', *['pairs.chunk'] * bool(config.pairs.size)]
   for name in config.stages:
     replay = ['replay_batch'] if 'replay' in config[name].losses else []
     batches += [f'{name}.{key}' for key in ('batch', 'micro', 'sample_prompts', *replay)]
@@ -491,8 +511,12 @@ def stage_problems(config, name: str) -> list[str]:
     return out
 
   given, generator = s.generator.name == 'given', arguments(generators.TABLE, s.generator)
+  reads_anchors = given or generator['anchors']
+  if 'teacher' in roles_of(s) and not config.teacher.spec:
+    out.append(f"{at} uses the role 'teacher': set config.teacher.spec to a model, or to 'policy'.")
   size_key = 'config.view.anchors' if given else f'{at}.generator.group'
-  size = config.view.anchors if given else generator['group'] + generator['opponents']
+  size = 0 if given else generator['group'] + generator['opponents']
+  size += config.view.anchors * reads_anchors
   sources = () if given else (0, 1) if generator['opponents'] else (0,)
   for name, loss in terms['group'].items():
     if lacking := set(loss.sources) - set(sources):
@@ -505,12 +529,16 @@ def stage_problems(config, name: str) -> list[str]:
     )
   if any(plan.anchor_source == 'self' for plan in plans):
     out.append(f"{at}.curriculum.anchor_source='self' is not built yet: choose 'none' or 'given'.")
-  if not given and any(plan.anchor_source == 'given' for plan in plans):
-    out.append(f"{at}.curriculum.anchor_source='given' needs {at}.generator 'given': no other one reads the anchors.")
+  if not reads_anchors and any(plan.anchor_source == 'given' for plan in plans):
+    out.append(
+      f"{at}.curriculum.anchor_source='given' needs {at}.generator 'given', or the sampler's key anchors=True: nothing "
+      'else reads the anchors.'
+    )
   if any(plan.anchor_source == 'given' for plan in plans) and config.view.anchors < 1:
     out.append(f"{at}.curriculum.anchor_source='given' needs config.view.anchors of at least 1.")
-  elif given and any(plan.anchor_source != 'given' for plan in plans):
-    out.append(f"{at}.generator 'given' needs {at}.curriculum.anchor_source='given'.")
+  elif reads_anchors and any(plan.anchor_source != 'given' for plan in plans):
+    what = "generator 'given'" if given else 'generator.anchors'
+    out.append(f"{at}.{what} needs {at}.curriculum.anchor_source='given'.")
   elif size < 2 and s.select.name in PAIRWISE:
     out.append(f'{size_key}={size}, but select {s.select.name!r} compares completions: at least 2.')
   elif size < 2 and (compare := [name for name, loss in terms['group'].items() if loss.needs == 'group']):
@@ -531,8 +559,13 @@ def check_examples(config, examples: Sequence[Example]) -> list[str]:
         needs.setdefault(NEEDS[judge['target']], f'{at}.judge with target={judge["target"]!r}')
       if judge['name'] == 'text' and judge['rule'] in ('exact', 'numeric'):
         needs.setdefault('target', f'{at}.judge with rule={judge["rule"]!r}')
-      if s.generator.name == 'given':
+      if judge['name'] == 'tool':
+        needs.setdefault('target', f'{at}.judge with tool={judge["tool"]!r}')
+      generator = arguments(generators.TABLE, s.generator)
+      if (generator['name'] == 'given' or generator['anchors']) and not config.view.transforms:
         needs.setdefault('anchors', f'{at}.generator')
+      if config.view.transforms:
+        needs.setdefault('text', 'config.view.transforms')
   out = []
   for name in config.stages:
     s, at = config[name], f'config.{name}'
@@ -595,6 +628,41 @@ def check_model(config, model: models.Model) -> list[str]:
   return out
 
 
+def check_teacher(config, model: models.Model, teacher: models.Model) -> list[str]:
+  """Problems of a role `teacher` that is a model of its own: the ids that it samples are the policy's."""
+  spec = config.teacher.spec
+  out = [f'teacher {spec}: {problem}' for problem in check_model(config, teacher)]
+  if part := model.tokenizer.differs(teacher.tokenizer):
+    out.append(
+      f'config.teacher.spec={spec} has another tokenizer ({part}) than {config.model.spec}, which is to learn its '
+      'completions: choose a teacher of the same family, or sample its text first and give it as config.data.recorded.'
+    )
+  for name in config.stages:
+    s = config[name]
+    mixed = 'group' in s.losses and len(samplers_of(s)) == 2 and 'teacher' in samplers_of(s)
+    if 'group' in s.losses and 'teacher' in samplers_of(s) and losses_by_term(s)['group'].old:
+      out.append(f"config.{name}.losses.group has a loss that learns from the policy's own samples, not a teacher's.")
+    if mixed and teacher.config != model.config:
+      out.append(
+        f'config.{name}.generator has the roles {" and ".join(samplers_of(s))}, and {spec} is no {config.model.spec}: '
+        'members of one group are sampled by models of one architecture.'
+      )
+  return out
+
+
+def samplers_of(stage) -> list[str]:
+  """The roles that sample."""
+  generator = arguments(generators.TABLE, stage.generator)
+  if 'role' not in generator:
+    return []
+  return list(dict.fromkeys([generator['role'], *[generator['opponent']] * bool(generator['opponents'])]))
+
+
+def roles_of(stage) -> set[str]:
+  """The roles that sample or judge."""
+  return {*samplers_of(stage), arguments(judges.TABLE, stage.judge).get('role', 'policy')}
+
+
 def completion_length(config, name: str) -> tuple[str, int]:
   """The key that says how long a stage's completions are, and T: what is given may be as long as texts."""
   if config[name].generator.name == 'sampler':
@@ -607,7 +675,10 @@ def completion_length(config, name: str) -> tuple[str, int]:
 
 def load_examples(config) -> sources.Loaded:
   """The data, read on the host."""
-  return load(config, config.data.source, config.data.split, config.data.limit)
+  d = config.data
+  loaded = load(config, d.source, d.split, d.limit)
+  examples = recorded.attach(loaded.examples, d.recorded) if d.recorded else loaded.examples
+  return loaded._replace(examples=related.attach(examples, d.related) if d.related else examples)
 
 
 def load_questions(config, examples: Sequence[Example]) -> tuple[list[Example], list[tuple[int, Question]]]:
@@ -652,22 +723,47 @@ def load(config, source: str, split: str, limit: int) -> sources.Loaded:
   )
 
 
-def build(config, model: models.Model, examples: Sequence[Example]) -> Run:
+def find_names(config, model: models.Model, examples: Sequence[Example]) -> list[tuple[str, ...]]:
+  """The names in every passage, for `pairs.combined`: those that `model` finds with the weights that it comes with."""
+  mesh_, keys = mesh.make(config.mesh), plain(config.pairs)
+  shape = {name: keys[name] for name in ('instruction', 'prompt_length', 'length', 'chunk')}
+  find = pairs.finder(policy=model.policy, tokenizer=model.tokenizer, mesh=mesh_, **shape)
+  with jax.set_mesh(mesh_):
+    return find(model.read(mesh_), examples)
+
+
+def build(
+  config,
+  model: models.Model,
+  examples: Sequence[Example],
+  teacher: models.Model | None = None,
+  asked: Sequence[Example] | None = None,
+) -> Run:
   """The whole run as functions, of a config without problems. Nothing runs on a device yet.
+
+  Args:
+    teacher: the role `teacher`, if it is a model of its own.
+    asked: the rows that questions come from, if they are others than those that are studied.
 
   Raises:
     UserError: what a component says about its keys.
   """
   mesh_ = mesh.make(config.mesh)
   trained, whole = build_adapters(config)
-  evaluate, calls = build_evaluation(config, model, mesh_, examples)
-  stages = tuple(build_stage(config, name, model, mesh_, whole, len(examples)) for name in config.stages)
+  evaluate, calls = build_evaluation(config, model, mesh_, examples if asked is None else asked)
+  teacher_policy = model.policy if teacher is None else within(teacher.policy, model.config.vocab)
+  stages = tuple(
+    build_stage(config, name, model, mesh_, whole, len(examples), teacher_policy) for name in config.stages
+  )
   return Run(
     seed=config.seed,
     model=model,
+    teacher=teacher,
+    copies_teacher=config.teacher.spec == 'policy',
+    restarts=config.teacher.restart,
     trained=trained,
     whole=whole,
-    keeps_base=bool(config.model.lora.rank) or any(stage.reads_base for stage in stages),
+    keeps_base=bool(config.model.lora.rank) or config.teacher.restart or any(stage.reads_base for stage in stages),
     mesh=mesh_,
     examples=tuple(examples),
     stream=Stream(len(examples), config.seed, config.data.shuffle),
@@ -691,7 +787,13 @@ def build_adapters(config):
   return init, lambda weights, trained: lora.attach(weights['base'], trained, c.alpha / c.rank)
 
 
-def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int) -> Stage:
+def within(policy: Policy, vocab: int) -> Policy:
+  """A policy that gives ids below `vocab` only: large models pad their embedding further than small ones."""
+  return policy._replace(head=lambda params, hidden: policy.head(params, hidden)[..., :vocab])
+
+
+def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int, teacher) -> Stage:
+  """`teacher`: the policy of that role."""
   s, at = config[name], f'config.{name}'
   plan, plans = plans_of(s, rows)
   collect = reference = old = None
@@ -701,22 +803,23 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int)
   group = terms['group'] if 'group' in terms else None
   roles = {role for p in plans for role in p.refresh}
   if 'group' in s.losses:
-    make = functools.partial(component, policy=model.policy, tokenizer=model.tokenizer)
-    generator = arguments(generators.TABLE, s.generator)
+    generator, judge = arguments(generators.TABLE, s.generator), arguments(judges.TABLE, s.judge)
+    of = lambda keys: teacher if keys.get('role') == 'teacher' else model.policy
+    make = functools.partial(component, tokenizer=model.tokenizer)
     collect = collector(
       policy=model.policy,
-      generate=make(generators.TABLE, s.generator, f'{at}.generator'),
-      judge=make(judges.TABLE, s.judge, f'{at}.judge'),
+      sampler=of(generator),
+      generate=make(generators.TABLE, s.generator, f'{at}.generator', policy=of(generator)),
+      judge=make(judges.TABLE, s.judge, f'{at}.judge', policy=of(judge)),
       select=make(selects.TABLE, s.select, f'{at}.select'),
       mesh=mesh_,
       prompts_per_call=s.sample_prompts,
       shares=tuple(s.buckets),
       **({'measure': coverage(model.tokenizer, s.answers, generator['role'] == 'base')} if 'role' in generator else {}),
     )
-    samplers = [generator['role']] if 'role' in generator else []
-    samplers += [generator['opponent']] if samplers and generator['opponents'] else []
-    sampled_by = samplers[0] if len(samplers) == 1 else ''
-    roles |= {*samplers, arguments(judges.TABLE, s.judge).get('role', 'policy')}
+    samplers = samplers_of(s)
+    sampled_by = samplers[0] if len(samplers) == 1 and not generator['anchors'] else ''
+    roles |= roles_of(s)
     roles |= {s.reference.role} if group.reference else set()
     reference = Reference(
       needed=group.reference,
@@ -747,6 +850,7 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int)
     rate=s.reference.rate,
     refreshes=collect is not None and 'ref' in roles,
     reads_base=collect is not None and 'base' in roles,
+    reads_teacher=collect is not None and 'teacher' in roles,
     replay=general('replay') if 'replay' in s.losses else (),
     replay_batch=s.replay_batch,
     replay_length=s.replay_length,

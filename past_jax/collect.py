@@ -1,6 +1,7 @@
 """One round's batch: sample groups, judge them, select, and attach reference log-probs."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -55,8 +56,8 @@ class Collector(NamedTuple):
   generate: buckets.Bucketed  # (weights, keys_B, prompts, temperature) -> Group
   judge: Judge
   select: Callable  # (key, group, judgement, train prompts) -> (Selection, Batch, metrics)
-  logps: Callable  # (params, prompts, ids_BxGxT, length_BxG) -> logps_BxGxT
-  score: buckets.Bucketed  # the same, for reference log-probs
+  logps: Callable  # (params, prompts, ids_BxGxT, length_BxG) -> logps_BxGxT, of the role that samples
+  score: buckets.Bucketed  # the same of the policy's shape, for reference log-probs
   measure: Measure
   mesh: jax.sharding.Mesh
   prompts_per_call: int
@@ -65,6 +66,7 @@ class Collector(NamedTuple):
 def collector(
   *,
   policy: Policy,
+  sampler: Policy | None = None,
   generate: Generator,
   judge: Judge,
   select: Select,
@@ -74,6 +76,8 @@ def collector(
   shares: Sequence[float] = (1.0,),
   chunk: int = CHUNK,
 ) -> Collector:
+  """`policy` is trained; `sampler` is that of the role that samples, where it is another: a teacher's."""
+
   def selected(key, group, judgement, train):
     selection = select(key, group, judgement)
     return selection, compact(group, selection, train), selects.summary(group, selection, judgement)
@@ -82,7 +86,7 @@ def collector(
     group = generate(weights, keys_B, buckets.cut_prompts(prompts, share), temperature)
     return dataclasses.replace(group, prompts=prompts)
 
-  def scored(share, params, prompts, ids, length):
+  def scored(policy, share, params, prompts, ids, length):
     cut = (buckets.cut_prompts(prompts, share), buckets.cut(ids, share), length)
     logps = group_logps(policy, params, *cut, chunk=chunk)
     return jnp.pad(logps, ((0, 0), (0, 0), (0, ids.shape[2] - logps.shape[2])))
@@ -91,8 +95,8 @@ def collector(
     generate=buckets.Bucketed(generated, shares),
     judge=judge,
     select=jax.jit(selected),
-    logps=jax.jit(lambda *args: scored(1.0, *args)),
-    score=buckets.Bucketed(scored, shares),
+    logps=jax.jit(lambda *args: scored(sampler or policy, 1.0, *args)),
+    score=buckets.Bucketed(functools.partial(scored, policy), shares),
     measure=measure,
     mesh=mesh,
     prompts_per_call=prompts_per_call,

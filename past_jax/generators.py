@@ -23,6 +23,7 @@ def sampler(
   min_p: float = 0.0,
   stop: Sequence[str] = (),
   slots: int = 0,
+  anchors: bool = False,
 ) -> Generator:
   """`group` samples of up to `length` tokens from the model of `role`.
 
@@ -30,6 +31,7 @@ def sampler(
     opponents: as many members more from the model of the role `opponent`, of source 1: XPO, Nash-MD.
     stop: texts of one token each that end a completion besides the tokenizer's own end tokens, e.g. a newline.
     slots: completions decoded at a time; one that ends makes room for the next. 0: all. Changes no token.
+    anchors: the prompt's given completions are members, too, of source -1: the original beside what is sampled.
 
   Raises:
     UserError: a stop text of several tokens.
@@ -48,7 +50,8 @@ def sampler(
 
     return generate
 
-  return mixture([of(role, group), of(opponent, opponents)]) if opponents else of(role, group)
+  parts = [of(role, group)] + [of(opponent, opponents)] * bool(opponents) + [given()] * anchors
+  return mixture(parts) if len(parts) > 1 else parts[0]
 
 
 def given(mismatched: bool = False) -> Generator:

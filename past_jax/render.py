@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from past_jax import transforms as transforms_lib
 from past_jax.text import Tokenizer, pack_completions, pack_prompts
 from past_jax.types import Batch, Completions, Example, Plan, Prompts, Selection, UserError
 
 VIEWS = ('same', 'instruction', 'none')
+TRANSFORMS = transforms_lib.TABLE
 AS_IT_IS = '{prompt}'  # the instruction that adds nothing: the only one for prompts that are chats
 
 
@@ -24,8 +26,9 @@ class Rendered(NamedTuple):
 
 
 def fill(template: str, example: Example) -> str:
-  """`{text}`, `{prompt}` and `{anchor}` replaced; braces in the data are left alone."""
+  """`{text}`, `{prompt}`, `{anchor}` and `{related}` replaced; braces in the data are left alone."""
   parts = {'{text}': example.text, '{prompt}': example.prompt, '{anchor}': ''.join(map(said, example.anchors[:1]))}
+  parts['{related}'] = ' '.join(example.related)
   # One pass over the template: text that happens to contain '{prompt}' is data.
   out, rest = '', template
   while rest:
@@ -84,14 +87,19 @@ def renderer(
   train_instruction: str = '',
   chat: bool = False,
   anchors: int = 0,
+  transforms: Sequence[str] = (),
+  segment: int = 5,
 ):
   """Returns render(examples, plan) -> Rendered.
 
   Args:
-    instruction: the study instruction, a template over `{text}`, `{prompt}` and `{anchor}`.
+    instruction: the study instruction, a template over `{text}`, `{prompt}`, `{anchor}` and `{related}`.
     train_view: `same` as sampled; `instruction`: `train_instruction` alone, the passage out of view; `none`: nothing.
     chat: instructions become a user's message in the model's chat template; else they are used as written.
     anchors: given completions per prompt (`A`), used when the plan says anchor_source='given'.
+    transforms: names in `TRANSFORMS`: what they make of the text comes before the example's own anchors. A name
+      that stands there several times has another seed each time.
+    segment: most words of a segment of the transform `segment_reversal`.
   """
 
   def encode(template: str, example: Example) -> list[int]:
@@ -106,6 +114,13 @@ def renderer(
     ended = ids[-1:] if isinstance(anchor, str) else ids  # templates may go on behind the end, with a line break
     return ids if not ids or set(ended) & set(tokenizer.stop_ids) else [*ids, tokenizer.eos_id]
 
+  def transformed(example: Example) -> list[list[int]]:
+    made = [
+      TRANSFORMS[name](example.text, tokenizer, segment, transforms[:i].count(name))
+      for i, name in enumerate(transforms)
+    ]
+    return [[*ids, tokenizer.eos_id] if ids else [] for ids in made]
+
   def render(examples: Sequence[Example], plan: Plan) -> Rendered:
     sample_ids, sample_length, cut = pack(tokenizer, [encode(instruction, e) for e in examples], prompt_length)
     if not sample_length.all():
@@ -116,7 +131,7 @@ def renderer(
       )
     given, cut_anchors = None, 0
     if plan.anchor_source == 'given':
-      rows = [[completion(e, anchor) for anchor in e.anchors[:anchors]] for e in examples]
+      rows = [[*transformed(e), *(completion(e, anchor) for anchor in e.anchors)][:anchors] for e in examples]
       rows = [row + [[]] * (anchors - len(row)) for row in rows]
       ids, length, cut_anchors = pack_completions(rows, completion_length)
       given = Completions(ids, length)

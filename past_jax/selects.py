@@ -178,6 +178,64 @@ def everything() -> Select:
   return select
 
 
+def distinct(max_overlap: float = 0.8, ngram: int = 3, above: float = -math.inf) -> Select:
+  """Row weight 1 for valid members with a score over `above`, but one of those that say nearly the same; no pairs.
+
+  Of the round's kept members, in order, each is dropped that shares more than `max_overlap` of its distinct n-grams of
+  ids with an earlier one of any prompt: the Jaccard index, |a and b| / |a or b|. N-grams are told apart by a hash of
+  12 bits: two completions of 40 tokens that share nothing overlap by less than 0.01.
+
+  Raises:
+    UserError: a share outside [0, 1], or an ngram below 1.
+  """
+  if not 0 <= max_overlap <= 1:
+    raise UserError(f'select.max_overlap={max_overlap}: give a share from 0 to 1 (1: only the same is dropped).')
+  if ngram < 1:
+    raise UserError(f'select.ngram={ngram}: give at least 1.')
+
+  def select(key, group: Group, judgement: Judgement) -> Selection:
+    del key
+    valid = valid_members(group, judgement.score_BxG)
+    score = jnp.where(valid, judgement.score_BxG, 0.0)
+    own_NxT = own_ids(group)
+    near_NxN = overlaps(own_NxT, ngram) > max_overlap
+
+    def look(i, kept_N):
+      same = near_NxN[i] | (own_NxT == own_NxT[i][None]).all(-1)
+      earlier = jnp.arange(len(kept_N)) < i
+      return kept_N.at[i].set(kept_N[i] & ~(same & kept_N & earlier).any())
+
+    kept_N = (valid & (score > above)).reshape(-1)
+    kept = jax.lax.fori_loop(0, len(kept_N), look, kept_N).reshape(valid.shape)
+    members = jnp.broadcast_to(jnp.arange(valid.shape[1], dtype=jnp.int32)[None], valid.shape)
+    return _rows_only(score, kept, members)
+
+  return select
+
+
+def own_ids(group: Group):
+  """int32_NxT of all N = B * G members; -1 beyond their length."""
+  T = group.ids_BxGxT.shape[2]
+  own = jnp.where(jnp.arange(T)[None, None] < group.length_BxG[..., None], group.ids_BxGxT, -1)
+  return own.reshape(-1, T)
+
+
+def overlaps(own_NxT, n: int, bins: int = 4096):
+  """float32_NxN: the Jaccard index of two members' sets of n-grams; one with fewer tokens is a single n-gram."""
+  N, T = own_NxT.shape
+  length_N = (own_NxT >= 0).sum(1)
+  own = jnp.pad((own_NxT + 1).astype(jnp.uint32), ((0, 0), (0, n)))
+  hashed = jnp.zeros((N, T), jnp.uint32)
+  for i in range(n):  # Knuth's multiplicative hash, a step per token
+    hashed = (hashed ^ own[:, i : i + T]) * jnp.uint32(2654435761)
+    hashed ^= hashed >> 15
+  starts = jnp.arange(T)[None] < jnp.maximum(length_N - n + 1, jnp.minimum(length_N, 1))[:, None]
+  bin_NxT = jnp.where(starts, (hashed % bins).astype(jnp.int32), bins)
+  has = jnp.zeros((N, bins + 1)).at[jnp.arange(N)[:, None], bin_NxT].set(1.0)[:, :bins]
+  both, size = has @ has.T, has.sum(1)
+  return both / jnp.maximum(size[:, None] + size[None] - both, 1.0)
+
+
 def softmax(temperature: float = 1.0) -> Select:
   """Row weights softmax(score / temperature) over a group's valid members: reward-weighted regression; no pairs.
 
@@ -249,4 +307,11 @@ def summary(group: Group, selection: Selection, judgement: Judgement) -> Metrics
   }
 
 
-TABLE = {'best_vs': best_vs, 'all_pairs': all_pairs, 'top_k': top_k, 'everything': everything, 'softmax': softmax}
+TABLE = {
+  'best_vs': best_vs,
+  'all_pairs': all_pairs,
+  'top_k': top_k,
+  'everything': everything,
+  'distinct': distinct,
+  'softmax': softmax,
+}

@@ -77,6 +77,12 @@ class Tokenizer:
     self._backend = backend
     self._marks_start, self._inner = _continuing(backend)
 
+  def differs(self, other: 'Tokenizer') -> str:
+    """In which part the other one writes other ids for a text, or reads ids otherwise; '': in none."""
+    mine, its = (json.loads(t._backend.to_str()) for t in (self, other))
+    parts = ('model', 'added_tokens', 'normalizer', 'pre_tokenizer', 'decoder')
+    return next((part for part in parts if mine[part] != its[part]), '' if self.eos_id == other.eos_id else 'eos_token')
+
   def encode(self, text: str, start: bool = False) -> list[int]:
     """The ids of the text alone, without BOS or EOS. Special tokens written out in the text become their ids.
 

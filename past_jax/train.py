@@ -24,6 +24,7 @@ from past_jax.build import Run, Stage, rows_of
 from past_jax.checkpoint import Checkpoints
 from past_jax.collect import Collected, collect
 from past_jax.data.stream import permutation
+from past_jax.diversity import diversity
 from past_jax.metrics import CompileCounter, Late, MetricsWriter, nonfinite, rows
 from past_jax.progress import Progress
 from past_jax.render import filled, text_batch
@@ -54,10 +55,12 @@ class SelfTestFailed(UserError):
 
 
 class Loop:
-  """What one process holds while it studies. What must survive it: `cursor`, `state`, `ref`, `batch` and `scored_by`.
+  """What one process holds while it studies.
 
-  While the updates of a round run, the only model on the devices is the one that is trained: `ref`, and `base` unless
-  adapters compute with it, wait in host memory and are placed for what samples, judges or scores with them.
+  What must survive it: `cursor`, `state`, `ref`, `batch`, `scored_by`, and `teacher` if it is a copy of the policy.
+
+  While the updates of a round run, the only model on the devices is the one that is trained: `ref`, `teacher`, and
+  `base` unless adapters compute with it, wait in host memory and are placed for what samples, judges or scores.
   """
 
   def __init__(self, run: Run, config: dict, workdir: Path, stop: Stop, progress: Progress):
@@ -98,6 +101,7 @@ class Loop:
       params = run.model.read(run.mesh)
       self.state, self.ref = self.new_state(run.stages[0], run.trained(params)), None
       self.keep_base(params)
+      self.keep_teacher()
       return False
 
     def abstract(specs: dict):
@@ -105,6 +109,8 @@ class Loop:
       tree = {'state': self.abstract_state(run.stages[self.stage_of(first)])}
       if any(name.startswith('ref/') for name in specs):
         tree['ref'] = tree['state'].params
+      if any(name.startswith('teacher/') for name in specs):
+        tree['teacher'] = tree['state'].params
       batch = {name: spec for name, spec in specs.items() if name.startswith('batch/')}
       if batch:
         replicated = mesh_lib.replicated(run.mesh)
@@ -125,6 +131,7 @@ class Loop:
     if self.base_bits != host['base']:
       what = f'The weights of {self.config["model"]["spec"]} are not those that the adapters'
       raise UserError(f'{what} in {self.workdir} were trained on. Put them back, or choose another workdir.')
+    self.keep_teacher(tree.get('teacher'))
     self.check_scored(host['scored_by'])
     self.progress.note(f'resuming from checkpoint {restored.step}')
     return True
@@ -147,6 +154,14 @@ class Loop:
     self.base = params if adapters else parked(params) if self.run.keeps_base else None
     self.base_bits = int(lora.fingerprint(params)) if adapters else None
 
+  def keep_teacher(self, copy=None) -> None:
+    """The role `teacher` in host memory: `copy`, if the run had one; else the policy as it is now, or a model's own."""
+    run = self.run
+    if run.copies_teacher:
+      self.teacher = parked(self.state.params if copy is None else copy)
+    else:
+      self.teacher = parked(run.teacher.read(run.mesh)) if run.teacher else None
+
   def stage_of(self, host: dict) -> int:
     return min(host['cursor']['stage'], len(self.run.stages) - 1)
 
@@ -154,6 +169,8 @@ class Loop:
     tree = {'state': self.state}
     if self.ref is not None:
       tree['ref'] = self.ref
+    if self.run.copies_teacher:
+      tree['teacher'] = self.teacher
     if batch is not None:
       tree['batch'] = pack(batch)
     host = {'cursor': self.cursor._asdict(), 'config': self.config, 'seconds': dict(self.seconds)}
@@ -196,13 +213,21 @@ class Loop:
     """What waits in host memory, on the devices."""
     return jax.device_put(parked, jax.tree.map(lambda x: x.sharding, self.abstract_state(stage).params))
 
+  def base_weights(self, stage: Stage):
+    return self.frozen().get('base') or self.placed(stage, self.base)
+
   def weights(self, stage: Stage) -> dict:
     """The roles that the stage's collecting reads, on the devices."""
     roles, frozen = {'policy': self.policy()}, self.frozen()
     if stage.refreshes:
       roles['ref'] = self.run.whole(frozen, self.placed(stage, self.ref))
     if stage.reads_base:
-      roles['base'] = frozen['base'] if frozen else self.placed(stage, self.base)
+      roles['base'] = self.base_weights(stage)
+    if stage.reads_teacher and self.run.copies_teacher:
+      roles['teacher'] = self.run.whole(frozen, self.placed(stage, self.teacher))
+    elif stage.reads_teacher:
+      shapes = jax.eval_shape(self.run.teacher.policy.init, jax.random.key(0))
+      roles['teacher'] = jax.device_put(self.teacher, mesh_lib.shardings(self.run.mesh, shapes, models.RULES))
     return roles
 
   def collect(self, stage: Stage, examples, rendered, plan) -> Collected:
@@ -259,7 +284,7 @@ class Loop:
     self.anchored = {'policy': not kept, 'ref': copied and not kept, 'base': c.step == 0}
     if stage.collector and c.update == 0:
       got, held = self.collect(stage, examples, rendered, plan), self.batch
-      facts |= got.metrics
+      facts |= got.metrics | sampled_diversity(run.model.tokenizer, got.group)
       self.batch = got.batch
       if stage.buffer.size:
         self.batch = mesh_lib.put_batch(run.mesh, stage.buffer.put(held, got.batch, before))
@@ -404,9 +429,15 @@ class Loop:
       if self.cursor.round >= stage.rounds:
         self.cursor = Cursor(self.cursor.stage + 1, 0, 0, self.cursor.step, self.cursor.position)
         stage = self.run.stages[self.cursor.stage]
-        self.state, self.ref = self.new_state(stage, self.state.params), None
+        if self.run.copies_teacher:
+          self.keep_teacher()
+        start = self.run.trained(self.base_weights(stage)) if self.run.restarts else self.state.params
+        self.state, self.ref = self.new_state(stage, start), None
         self.batch, self.examples = None, {}
         continue
+      begins = self.cursor.step and self.cursor.round == self.cursor.update == 0
+      if self.run.eval_every and begins and not self.evaluated(when := f'stage {stage.name}'):
+        self.evaluate(when, writer)
       step, warm = bucketed_step(self, stage), False
       while self.cursor.round < stage.rounds:
         when = f'round {self.cursor.round}'
@@ -524,6 +555,13 @@ def self_test(row: dict, stage: Stage) -> None:
         f'Step {row["step"]}: with the policy as its own reference {key} must be {value:.6f}; it is {row[key]:.6f}. '
         f'The reference log-probs are not those of the policy: the run stops before it learns from them.'
       )
+
+
+def sampled_diversity(tokenizer, group) -> dict[str, float]:
+  """`diversity` of what models sampled, not of what was given."""
+  ids, length, source = jax.device_get((group.ids_BxGxT, group.length_BxG, group.source_BxG))
+  ids = [row[:n].tolist() for row, n in zip(ids[source >= 0], length[source >= 0]) if n]
+  return diversity(ids, [completion_text(tokenizer, row, len(row)) for row in ids])
 
 
 def group_rows(run: Run, stage: Stage, c: Cursor, examples, rendered, got: Collected) -> list[dict]:

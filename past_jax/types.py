@@ -53,6 +53,7 @@ class Example:
   messages: tuple[Mapping[str, Any], ...] = ()  # the prompt as a chat; each anchor is then a tuple of messages, too
   target: str = ''  # what a likelihood_gain judge predicts, or the answer a text judge compares with
   questions: tuple[Question, ...] = ()
+  related: tuple[str, ...] = ()  # other texts of the corpus, nearest first
   where: str = ''
 
 

@@ -23,9 +23,13 @@ sys.path.insert(0, str(ROOT))
 from configs import common  # noqa: E402
 
 JUDGES = [f'judge={name}' for name in common.JUDGES if name != 'likelihood_gain']
-SELECTS = ['select=all_pairs', 'select=top_k', 'select=everything', 'select=softmax']
+SELECTS = ['select=all_pairs', 'select=top_k', 'select=everything', 'select=softmax', 'select=best_vs_worst']
+ARMS = ['arm=raw', 'arm=unjudged', 'arm=best_of', 'arm=dpo', 'arm=dpo_only', 'pool=original+rewrite', 'refresh=never']
+ARMS += ['refresh=soft', 'notes=forward']
 ARGS = {  # file -> its arguments; any other file: its default and size=tiny
-  'past': ['', 'size=tiny', 'arm=raw', *(f'size=tiny,{a}' for a in (*JUDGES, *SELECTS, 'arm=raw'))],
+  'past': ['', 'size=tiny', 'arm=raw', *(f'size=tiny,{a}' for a in (*JUDGES, *SELECTS, *ARMS)), 'notes=forward'],
+  'study': ['', 'arm=raw', 'arm=pairs', 'arm=explain,direction=both', 'filter=gain', 'generations=3', 'related=2']
+  + [f'size=tiny,{a}' for a in ('arm=triples,writer=policy', 'arm=segment_reversal', 'arm=recorded', 'arm=copy')],
   'dpo': ['', 'size=tiny', 'size=tiny,arm=sft', 'arm=sft+dpo'],
   'sharpen': [
     '',
@@ -33,7 +37,9 @@ ARGS = {  # file -> its arguments; any other file: its default and size=tiny
     *(f'size=tiny,reward={reward}' for reward in ('length_normalised', 'majority', 'preference')),
   ],
 }
-FILES = sorted(path.stem for path in (ROOT / 'configs').glob('*.py') if path.stem not in ('common', '__init__'))
+FILES = sorted(
+  path.stem for path in (ROOT / 'configs').glob('*.py') if path.stem not in ('common', 'instructions', '__init__')
+)
 VARIANTS = [(name, arg) for name in FILES for arg in ARGS.get(name, ['', 'size=tiny'])]
 
 
@@ -226,7 +232,10 @@ KEPT = {'name': 'all_pairs', 'ties': 'keep'}
     ([('study.buffer', {'name': 'append', 'size': 16})], "losses.text is about the round's own texts, which no buffer"),
     ([('study.generator.min_p', 1.5)], 'config.study.generator.min_p=1.5 must be a number from 0.0 to 1.0.'),
     ([('study.generator.stop', 'END')], "config.study.generator.stop='END' must be a tuple."),
-    ([('study.generator.opponent', 'bas')], "opponent='bas': choose one of policy, base, ref. Did you mean 'base'?"),
+    (
+      [('study.generator.opponent', 'bas')],
+      "'bas': choose one of policy, base, ref, teacher. Did you mean 'base'?",
+    ),
     ([('study.judge.role', 1)], 'config.study.judge.role=1 must be a string.'),
     ([('optimizer.warmup', 100)], 'config.optimizer.warmup=100 must be a number from 0.0 to 1.0.'),
     ([('study.losses.group.optimism', {'weight': 1.0})], 'members of source 1, and there are none: set config.study.'),

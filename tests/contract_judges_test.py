@@ -118,6 +118,7 @@ JUDGES = {
   'preference': lambda: TABLE['preference'](
     role='judge', template='{text}|{a}|{b}', prompt_length=64, **MODEL, tokenizer=TOKENIZER
   ),
+  'tool': lambda: TABLE['tool'](rule='last_number', tokenizer=TOKENIZER),
   'order': lambda: of_given(TABLE['order']()),
   'random': lambda: TABLE['random'](),
   'constant': lambda: TABLE['constant'](2.0),

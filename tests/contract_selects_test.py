@@ -24,6 +24,8 @@ SELECTS = {
   'top_k above': lambda: TABLE['top_k'](k=3, above=0.2),
   'top_k all': lambda: TABLE['top_k'](k=9),
   'everything': lambda: TABLE['everything'](),
+  'distinct': lambda: TABLE['distinct'](),
+  'distinct above': lambda: TABLE['distinct'](max_overlap=0.5, ngram=2, above=0.2),
   'softmax': lambda: TABLE['softmax'](temperature=0.5),
 }
 PAIRED = [name for name in SELECTS if name.split()[0] in ('best_vs', 'all_pairs')]
@@ -244,6 +246,8 @@ def test_top_k_and_everything():
     (lambda: TABLE['all_pairs'](margin=0.1, ties='keep'), "select.margin=0.1 drops the pairs that ties='keep' keeps"),
     (lambda: TABLE['all_pairs'](ties='kept'), "select.ties='kept'.*drop, keep"),
     (lambda: TABLE['top_k'](k=0), 'select.k=0'),
+    (lambda: TABLE['distinct'](max_overlap=1.5), 'select.max_overlap=1.5'),
+    (lambda: TABLE['distinct'](ngram=0), 'select.ngram=0'),
   ],
 )
 def test_user_errors(build, message):
@@ -298,3 +302,39 @@ def test_a_summary_of_nothing_is_zero(name):
   group = make_group(np.ones((1, 2, 3)), np.zeros((1, 2)))
   metrics = jax.jit(lambda g, j: summary(g, JITTED[name](KEY, g, j), j))(group, judgement)
   assert all(float(x) == 0 for x in metrics.values())
+
+
+def shingles(row, n):
+  """The set of n-grams, by another road: Python's own tuples."""
+  return {tuple(row[i : i + n]) for i in range(max(len(row) - n + 1, min(len(row), 1)))}
+
+
+def test_of_those_that_say_nearly_the_same_the_first_is_kept():
+  """Random completions, many of them changed copies of others, against sets of n-grams in Python."""
+  rng = np.random.default_rng(5)
+  B, G, T = 6, 4, 24
+  ids = rng.integers(0, 50_000, (B, G, T))
+  length = rng.integers(0, T + 1, (B, G))
+  for _ in range(14):  # copies, with up to eight tokens changed
+    (b, g), (c, h) = rng.integers(0, (B, G), (2, 2))
+    ids[c, h], length[c, h] = ids[b, g], length[b, g]
+    ids[c, h, rng.integers(0, T, rng.integers(0, 9))] += 1
+  group = make_group(ids, length)
+  score = rng.random((B, G))
+  selection = TABLE['distinct'](max_overlap=0.4, ngram=2, above=0.2)(KEY, group, judged(score))
+  kept, expected = [], np.zeros((B, G))
+  for b, g in np.ndindex(B, G):
+    mine = shingles(ids[b, g, : length[b, g]].tolist(), 2)
+    alike = [len(mine & other) / max(len(mine | other), 1) for other in kept]
+    assert all(abs(x - 0.4) > 0.02 for x in alike)  # no case that a rounding decides
+    if length[b, g] and score[b, g] > 0.2 and not any(x > 0.4 for x in alike):
+      kept.append(mine)
+      expected[b, g] = 1
+  np.testing.assert_array_equal(selection.row_weight_BxG, expected)
+  assert 0 < expected.sum() < ((length > 0) & (score > 0.2)).sum()
+
+
+def test_at_an_overlap_of_one_only_the_same_is_dropped():
+  group = make_group([[[1, 2, 3], [1, 2, 3], [1, 2, 3], [3, 2, 1]]], [[3, 3, 2, 3]])
+  selection = TABLE['distinct'](max_overlap=1.0, ngram=1)(KEY, group, judged([[1.0] * 4]))
+  np.testing.assert_array_equal(selection.row_weight_BxG, [[1, 0, 1, 1]])

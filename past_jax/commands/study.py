@@ -143,7 +143,7 @@ def run(argv: list[str]) -> int:
   # Imports that start JAX come after everything a typo can spoil.
   import jax
 
-  from past_jax import build, models, report
+  from past_jax import build, models, pairs, report
   from past_jax.progress import Progress
   from past_jax.stop import Stop
   from past_jax.train import Loop
@@ -160,9 +160,20 @@ def run(argv: list[str]) -> int:
   m = config.model
   model = models.load(m.spec, dtype=m.dtype, remat=m.remat, rope=m.rope, seed=config.seed)
   refuse(build.check_model(config, model))
-  run_ = build.build(config, model, data.examples)
+  teacher = None
+  if config.teacher.spec not in ('', 'policy'):
+    teacher = models.load(config.teacher.spec, dtype=m.dtype, rope=m.rope, seed=config.seed)
+    refuse(build.check_teacher(config, model, teacher))
+  examples, names = data.examples, None
+  if config.pairs.size:
+    names = known_names(workdir) or build.find_names(config, teacher or model, examples)
+    examples = pairs.combined(examples, names, config.pairs.size, config.pairs.most)
+    print(f'{len(examples)} combinations of names in {len(data.examples)} passages', file=sys.stderr)
+  run_ = build.build(config, model, examples, teacher, asked=data.examples)
   with Stop() as stop, Progress(rounds_ahead=sum(config[s].rounds for s in config.stages[1:])) as progress:
     try:
+      if names is not None and known_names(workdir) is None:
+        (workdir / 'names.json').write_text(json.dumps(names))
       claim(workdir, resolved)
       with jax.set_mesh(run_.mesh):
         loop = Loop(run_, resolved, workdir, stop, progress)
@@ -180,6 +191,12 @@ def run(argv: list[str]) -> int:
   report.print_table(workdir)
   print(f'Report: {workdir / "report.html"}')
   return 0
+
+
+def known_names(workdir: Path) -> list | None:
+  """Those of a run that has begun here: only then is the workdir this config's, and the file whole."""
+  path = workdir / 'names.json'
+  return json.loads(path.read_text()) if (workdir / 'config.json').exists() and path.exists() else None
 
 
 def refuse(problems: list[str]) -> None:

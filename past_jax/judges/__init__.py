@@ -7,6 +7,7 @@ from past_jax.judges.majority import majority
 from past_jax.judges.order import order
 from past_jax.judges.preference import preference
 from past_jax.judges.text import text
+from past_jax.judges.tool import tool
 
 TABLE = {
   'likelihood': likelihood,
@@ -14,6 +15,7 @@ TABLE = {
   'likelihood_gain': likelihood_gain,
   'majority': majority,
   'text': text,
+  'tool': tool,
   'preference': preference,
   'order': order,
   'random': random,
