@@ -67,6 +67,9 @@ def get_config(arg=''):
   if not tiny:
     c.model.lora.rank = 16
   c.data.update(source='tasks.jsonl', text='', prompt='prompt', target='target', replay='')
+  if tiny:
+    c.data.source, c.data.world = 'world:arithmetic', dict(count=64, seed=0, noise=0.45, copies=1, split='tune')
+  c.eval.tasks = dict(accuracy=dict(rule='last_number', samples=16, temperature=1.0))
   c.view.update(instruction='{prompt}', train_view='same', train_instruction='')
   c.view.prompt_length = 32 if tiny else 256
   imitates = a.arm == 'sft'
