@@ -82,6 +82,8 @@ def get_config(arg=''):
     buckets=(1.0,),
     micro=0,
     sample_prompts=8 if tiny else 6,  # prompts per call of the sampler
+    answers='',
+    buffer=dict(name='fresh'),
     generator=writer(c, a),
     judge=dict(name='constant', value=0.0),
     select=dict(name='everything'),

@@ -489,10 +489,11 @@ def stage_problems(config, name: str) -> list[str]:
       elif loss.needs == 'pairs' and keeps_ties:
         out.append(f"{at}.losses.group.{name} learns who won, and {at}.select.ties='keep' has pairs that nobody won.")
   judge = arguments(judges.TABLE, s.judge)
-  if judge['name'] in SELF_REWARDS and judge['role'] != 'base':
+  frozen = {'base'} if config.teacher.spec == 'policy' else {'base', 'teacher'}
+  if judge['name'] in SELF_REWARDS and judge['role'] not in frozen:
     out.append(
       f'{at}.judge.role={judge["role"]!r}: {judge["name"]!r} would reward what the model has just become, and '
-      "whatever it says most would win; a self-reward is that of the frozen role 'base'."
+      "whatever it says most would win; a self-reward is that of the frozen role 'base', or of another model."
     )
   for count in sorted({plan.prompts for plan in plans}):
     for key in ('batch', 'sample_prompts'):

@@ -19,6 +19,7 @@ def run(name: str) -> dict:
   return space
 
 
+@pytest.mark.slow
 def test_the_sharpening_figure_goes_from_samples_to_its_closed_form():
   found = run('sharpening_figure.ipynb')
   np.testing.assert_allclose(found['p_BxY'].sum(1), 1, atol=1e-4)

@@ -82,6 +82,7 @@ def test_the_finder_reads_what_the_model_writes(tokenizer, mesh):
   assert found == [('Tarm', 'Lisk'), ('Lisk',), ()]
 
 
+@pytest.mark.slow
 def test_a_run_studies_pairs_and_remembers_the_names(tmp_path, monkeypatch, capsys):
   """A random model names nothing; the names are put in its place, and stay when the run goes on."""
   from past_jax import build

@@ -252,6 +252,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 def test_the_script_writes_claims_and_plots(tmp_path, monkeypatch, capsys):
 
   def small(name, instance):

@@ -36,6 +36,7 @@ def teacher(tmp_path_factory):
   return directory
 
 
+@pytest.mark.slow
 def test_a_teacher_of_another_shape_samples_and_judges(teacher, tmp_path):
   flags = [f'--config.teacher.spec={teacher}', '--config.study.generator.role=teacher']
   judge = "--config.study.judge={'name': 'length_normalised', 'role': 'teacher'}"
@@ -147,6 +148,7 @@ def test_a_restart_without_a_copy_is_refused(tmp_path, capsys):
 # --- pools --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_original_and_a_rewrite_are_candidates_beside_the_samples(tmp_path):
   arg = 'size=tiny,pool=original+rewrite,judge=constant,select=everything'
   assert study(tmp_path / 'run', arg=arg) == 0
@@ -164,6 +166,7 @@ def test_the_original_and_a_rewrite_are_candidates_beside_the_samples(tmp_path):
 # --- configs/study.py ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_transformed_text_is_learned_without_any_sampling(tmp_path):
   arg = 'size=tiny,arm=segment_reversal,notes=3,filter=distinct'
   command = ['study', f'--config=configs/study.py:{arg}', f'--workdir={tmp_path}/run', *BRIEF]
