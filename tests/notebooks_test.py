@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pytest
 
 NOTEBOOKS = Path(__file__).parent.parent / 'notebooks'
 
