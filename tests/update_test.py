@@ -330,3 +330,14 @@ def test_schedules(kind, expected):
   np.testing.assert_allclose([rate(i) for i in range(6)], 2 * np.array(expected), rtol=1e-6)
   at_once = update.schedule(lr=2.0, warmup=0.0, total=6, schedule=kind, end=0.2)
   assert at_once(0) == 2.0
+
+
+@pytest.mark.parametrize('scale', [np.nan, np.inf, 1.0])
+def test_a_loss_that_is_not_finite_leaves_the_state_as_it_was(policy, params, batches, scale):
+  broken = Loss(lambda outputs, batch: (scale * outputs['logps_BxGxT'].sum(), {}))
+  options = dict(optimizer=update.adamw(learning_rate=RATE), learning_rate=RATE)
+  step = update.gradient(policy=policy, losses={'text': (1.0, broken)}, **options)
+  state = step.init(params)
+  new, metrics = jax.jit(step.step)(state, {}, {'text': batches['text']})
+  same = [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True)]
+  assert metrics['finite'] == (scale == 1) and (not any(same[:1]) if scale == 1 else all(same))
