@@ -20,7 +20,7 @@ import numpy as np
 
 from past_jax import buckets, lora, models, report
 from past_jax import mesh as mesh_lib
-from past_jax.build import Run, Stage, rows_of
+from past_jax.build import Run, Stage
 from past_jax.checkpoint import Checkpoints
 from past_jax.collect import Collected, collect
 from past_jax.data.stream import permutation
@@ -28,6 +28,7 @@ from past_jax.diversity import diversity
 from past_jax.metrics import CompileCounter, Late, MetricsWriter, nonfinite, rows
 from past_jax.progress import Progress
 from past_jax.render import filled, text_batch
+from past_jax.settings import rows_of
 from past_jax.stop import Stop, wait
 from past_jax.text import completion_text
 from past_jax.types import Batch, Completions, Example, Prompts, Selection, TrainState, UserError

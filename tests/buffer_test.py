@@ -10,11 +10,11 @@ import pytest
 from past_jax import mesh as mesh_lib
 from past_jax import models, train
 from past_jax.buffer import append, fresh, ring
-from past_jax.build import rows_of, updates
 from past_jax.checkpoint import Checkpoints
 from past_jax.logps import group_logps
 from past_jax.main import main
 from past_jax.metrics import rows
+from past_jax.settings import rows_of, updates
 from past_jax.types import Batch, Plan, Prompts, Selection
 
 

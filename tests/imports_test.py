@@ -43,6 +43,7 @@ MAY = {
   'pairs': LEAVES | {'collect', 'data', 'generators', 'render'},
   'main': {'types', 'heap'},
 }
+ABOVE = {'__init__', 'settings', 'checks', 'build', 'train', 'commands'}  # these may import all
 
 
 def imports(path: Path) -> set[str]:
@@ -70,7 +71,7 @@ def test_imports_point_one_way():
 
 
 def test_every_module_is_listed():
-  assert {module for _, module in modules()} - set(MAY) == {'__init__', 'build', 'train', 'commands'}
+  assert {module for _, module in modules()} - set(MAY) == ABOVE
 
 
 def test_only_models_import_flax_and_nobody_imports_configs():

@@ -122,17 +122,17 @@ def check_ids(file: Path, made, told: dict, only: Sequence[str]) -> None:
 
 def resolve(argv: Sequence[str]) -> dict:
   """The config that flags of `past study` make, refused if it has problems."""
-  from past_jax import build
+  from past_jax import checks, settings
   from past_jax.commands import study
 
   config = study.load_config(argv[0].removeprefix('--config='))
   for flag in argv[1:]:
     study.override(config, flag)
   # No device is touched here: the processes have them. They check again with the real number.
-  devices = math.prod(n for n in build.plain(config.mesh).values() if n > 0)
-  if found := build.check(config, devices):
+  devices = math.prod(n for n in settings.plain(config.mesh).values() if n > 0)
+  if found := checks.check(config, devices):
     raise UserError('\n  '.join([f'{" ".join(argv)}: the config has problems:', *found]))
-  return build.plain(config)
+  return settings.plain(config)
 
 
 def revision(file: Path) -> str:

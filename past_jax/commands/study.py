@@ -143,27 +143,27 @@ def run(argv: list[str]) -> int:
   # Imports that start JAX come after everything a typo can spoil.
   import jax
 
-  from past_jax import build, models, pairs, report
+  from past_jax import build, checks, models, pairs, report, settings
   from past_jax.progress import Progress
   from past_jax.stop import Stop
   from past_jax.train import Loop
 
   # From cheap to dear: the config, the workdir, the data, the model's files. Its weights come last, in the loop.
-  refuse(build.check(config, jax.device_count()))
-  resolved = build.plain(config)
+  refuse(checks.check(config, jax.device_count()))
+  resolved = settings.plain(config)
   check_workdir(workdir, resolved)
   data = build.load_examples(config)
-  refuse(build.check_examples(config, data.examples))
+  refuse(checks.check_examples(config, data.examples))
   print(f'{config.model.spec} in {workdir}', file=sys.stderr)
   for reason in data.skipped:
     print(f'skipped {reason}', file=sys.stderr)
   m = config.model
   model = models.load(m.spec, dtype=m.dtype, remat=m.remat, rope=m.rope, seed=config.seed)
-  refuse(build.check_model(config, model))
+  refuse(checks.check_model(config, model))
   teacher = None
   if config.teacher.spec not in ('', 'policy'):
     teacher = models.load(config.teacher.spec, dtype=m.dtype, rope=m.rope, seed=config.seed)
-    refuse(build.check_teacher(config, model, teacher))
+    refuse(checks.check_teacher(config, model, teacher))
   examples, names = data.examples, None
   if config.pairs.size:
     names = known_names(workdir) or build.find_names(config, teacher or model, examples)
@@ -206,7 +206,7 @@ def refuse(problems: list[str]) -> None:
 
 def check_workdir(workdir: Path, resolved: dict) -> None:
   """Refuses a workdir that cannot be written, or is another config's: its run is not overwritten and not continued."""
-  from past_jax import build
+  from past_jax import settings
 
   path = workdir / 'config.json'
   try:
@@ -219,7 +219,7 @@ def check_workdir(workdir: Path, resolved: dict) -> None:
     raise UserError(f'cannot write in {workdir}: {error.strerror}. Choose another --workdir.') from None
   except ValueError:
     raise UserError(f'{path} is not readable as JSON; choose another workdir, or restore the file.') from None
-  if old is not None and (changed := build.differences(old, resolved)):
+  if old is not None and (changed := settings.differences(old, resolved)):
     raise UserError(
       '\n  '.join([f'{workdir} was made with another config. These keys differ (there -> here):', *changed])
       + '\nUse the same values to resume, or another --workdir.'

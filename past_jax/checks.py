@@ -1,0 +1,431 @@
+"""Every problem of a config, in the user's words, before a device is touched.
+
+`check` tells what the config alone can, `check_examples` and `check_model` what only the data and the model can.
+"""
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+
+from past_jax import (
+  answers,
+  buffer,
+  evals,
+  generators,
+  judges,
+  lora,
+  losses,
+  mesh,
+  models,
+  render,
+  sampler,
+  selects,
+  update,
+)
+from past_jax.data import sources, worlds
+from past_jax.data.worlds.general import general
+from past_jax.judges.likelihood_gain import NEEDS
+from past_jax.models.transformer import REMAT
+from past_jax.settings import (
+  KINDS,
+  ROLES,
+  arguments,
+  completion_length,
+  component,
+  component_problems,
+  flat,
+  key_problems,
+  literal,
+  losses_by_term,
+  losses_of,
+  nearest,
+  plain,
+  plans_of,
+  roles_of,
+  rows_of,
+  samplers_of,
+)
+from past_jax.types import Example, UserError
+
+TERMS = ('text', 'group', 'replay')
+PAIRWISE = ('best_vs', 'all_pairs')
+# What a loss needs -> who gives it.
+SELECTS = {
+  **{'': (), 'scores': ('everything',), 'group': ('everything',)},
+  **dict.fromkeys(('pairs', 'differences', 'wins'), PAIRWISE),
+}
+SELF_REWARDS = ('likelihood', 'length_normalised', 'majority')
+# Keys that are no component's: a type, or the least value of that type.
+KEYS = {
+  'seed': 0,
+  'stages': tuple,
+  'mesh': dict.fromkeys(mesh.AXES, -1),
+  'model': {
+    'spec': str,
+    'dtype': str,
+    'remat': str,
+    'rope': str,
+    'lora': {'rank': 0, 'alpha': 0.0, 'targets': tuple},
+  },
+  'teacher': {'spec': str, 'restart': bool},
+  'data': {
+    **dict.fromkeys(('source', 'split', *sources.FIELDS, 'recorded', 'on_error', 'replay'), str),
+    **{'related': 0, 'limit': 0, 'shuffle': bool, 'world': Mapping},
+  },
+  'view': {
+    **dict.fromkeys(('instruction', 'train_view', 'train_instruction'), str),
+    **{'chat': bool, 'prompt_length': 1, 'text_length': 1, 'anchors': 0, 'transforms': tuple, 'segment': 1},
+  },
+  'pairs': {'size': 0, 'most': 1, 'instruction': str, 'prompt_length': 2, 'length': 1, 'chunk': 1},
+  'optimizer': Mapping,
+  'eval': {
+    **{'every': 0, 'questions': 0, 'template': str, 'prompt_length': 1, 'answer_length': 1, 'chunk': 1},
+    **{'heldout': str, 'heldout_texts': 1, 'heldout_length': 2, 'heldout_chunk': 1},
+    **{'tasks': Mapping, 'sources': Mapping, 'split': str, 'skip': 0, 'limit': 0},
+  },
+  'checkpoint': {'every': 1, 'keep': 1},
+  'log': {'groups': 0},
+}
+STAGE_KEYS = {
+  **{'trains': str, 'rounds': 1, 'batch': 1, 'micro': 0, 'sample_prompts': 1, 'buckets': tuple, 'answers': str},
+  **dict.fromkeys(KINDS, Mapping),
+  **{'reference': {'role': str, 'max_gap': 0.0, 'rate': 0.0}, 'losses': Mapping, 'replay_batch': 1, 'replay_length': 2},
+}
+CHOICES = {
+  'model.dtype': ('float32', 'bfloat16'),
+  'model.remat': tuple(REMAT),
+  'model.rope': ('short', 'long'),
+  'data.on_error': ('stop', 'skip'),
+  'data.replay': ('general', ''),
+  'view.train_view': render.VIEWS,
+  'eval.heldout': ('general', ''),
+}
+
+
+def check(config, devices: int) -> list[str]:
+  """Every problem that can be told without data, weights or devices, one sentence each; empty: none."""
+  tree, values = plain(config), flat(config)
+  stages = tree['stages'] if isinstance(tree.get('stages'), tuple | list) else ()
+  unlisted = [k for k, v in tree.items() if isinstance(v, Mapping) and 'rounds' in v]  # stages left out of the run
+  out = key_problems(tree, KEYS, more=(*stages, *unlisted))
+  if 'stages' in tree and not stages:
+    out.append("config.stages is empty: name at least one stage, as in ('study',).")
+  for name in stages:
+    if isinstance(tree.get(name), Mapping):
+      out += key_problems(tree[name], STAGE_KEYS, f'config.{name}')
+    else:
+      out.append(f'config.stages names {name!r}, but there is no config.{name}.{nearest(name, unlisted)}')
+  if out:
+    return out  # what follows reads these keys
+
+  shape = plain(config.mesh)
+  fixed = math.prod(n for n in shape.values() if n != -1)
+  if list(shape.values()).count(-1) > 1 or fixed == 0:
+    return [f'config.mesh={shape}: sizes are positive, and at most one is -1 (all devices that are left).']
+  if fixed > devices:
+    return [f'config.mesh={shape} needs {fixed} devices; this machine has {devices}.']
+  sizes = {axis: devices // fixed if n == -1 else n for axis, n in shape.items()}
+  ways = sizes['data'] * sizes['fsdp']
+
+  for key, choices in CHOICES.items():
+    if (value := values[key]) not in choices:
+      out.append(f'config.{key}={value!r}: choose one of {", ".join(map(repr, choices))}.{nearest(value, choices)}')
+  form, _, name = config.data.source.partition(':')
+  if form == 'world':
+    out += component_problems(worlds.TABLE, {'name': name, **tree['data']['world']}, 'config.data.world')
+  for task, keys in tree['eval']['tasks'].items():
+    if isinstance(keys, Mapping):
+      out += component_problems(evals.TABLE, {'name': task, **keys}, f'config.eval.tasks.{task}')
+    else:
+      out.append(f'config.eval.tasks.{task}={keys!r} must be a dict of its keys, such as {{}}.')
+  for kind, source in tree['eval']['sources'].items():
+    if not isinstance(source, str):
+      out.append(f'config.eval.sources.{kind}={source!r} must be a source, as config.data.source is.')
+  adapters = config.model.lora
+  if adapters.targets and not adapters.rank:
+    out.append('config.model.lora.targets are set, but rank=0 trains all parameters: set config.model.lora.rank too.')
+  if adapters.rank and not adapters.alpha:
+    out.append('config.model.lora.alpha=0 scales the adapters away: rank is a good value.')
+  out += optimizer_problems(tree)
+  if config.teacher.restart and config.teacher.spec != 'policy':
+    out.append("config.teacher.restart needs config.teacher.spec='policy', or nothing of a stage is left to the next.")
+  if config.pairs.size == 1:
+    out.append('config.pairs.size=1: give 2 for pairs, 3 for triples, or 0 to study passages as they are.')
+  names = config.view.transforms
+  for name in names:
+    if name not in render.TRANSFORMS:
+      near = nearest(name, render.TRANSFORMS)
+      out.append(f'config.view.transforms={names}: choose from {", ".join(render.TRANSFORMS)}.{near}')
+  if len(names) > config.view.anchors:
+    out.append(f'config.view.anchors={config.view.anchors} has no room for the {len(names)} of config.view.transforms.')
+  for name in config.stages:
+    out += stage_problems(config, name)
+  batches = ['eval.chunk', 'eval.heldout_chunk', *['pairs.chunk'] * bool(config.pairs.size)]
+  for name in config.stages:
+    replay = ['replay_batch'] if 'replay' in config[name].losses else []
+    batches += [f'{name}.{key}' for key in ('batch', 'micro', 'sample_prompts', *replay)]
+  for key in batches:
+    if (value := values[key]) % ways:
+      out.append(f'config.{key}={value} must be a multiple of {ways}, the devices of the mesh axes data x fsdp.')
+  if out:
+    return out  # what follows shares these out
+
+  for name in config.stages:
+    s = config[name]
+    if 'group' in s.losses and s.generator.name == 'sampler':
+      generator = arguments(generators.TABLE, s.generator)
+      try:
+        for size in (generator['group'], generator['opponents'] or generator['group']):
+          sampler.layout(generator['slots'], s.sample_prompts, size, ways)
+      except UserError as error:
+        out.append(f'config.{name}.generator.{error}')
+  return out
+
+
+def optimizer_problems(tree: Mapping) -> list[str]:
+  rate = {'lr': 0.0, 'schedule': str, 'warmup': (0.0, 1.0), 'end': (0.0, 1.0)}
+  out = component_problems(update.OPTIMIZERS, tree['optimizer'], 'config.optimizer', rate)
+  if out:
+    return out
+  choices = literal(inspect.signature(update.schedule).parameters['schedule'].annotation)
+  if (value := tree['optimizer']['schedule']) not in choices:
+    near = nearest(value, choices)
+    out.append(f'config.optimizer.schedule={value!r}: choose one of {", ".join(choices)}.{near}')
+  if tree['optimizer']['name'] == 'muon' and tree['model']['lora']['rank']:
+    out.append(
+      "config.optimizer 'muon' orthogonalizes whole kernels, and config.model.lora trains none: choose another."
+    )
+  return out
+
+
+def stage_problems(config, name: str) -> list[str]:
+  s, at = config[name], f'config.{name}'
+  out = [p for kind, table in KINDS.items() for p in component_problems(table, plain(s[kind]), f'{at}.{kind}')]
+  if not s.losses:
+    out.append(f'{at}.losses is empty: give at least one term of {", ".join(TERMS)}.')
+  for term, named in plain(s.losses).items():
+    if term not in TERMS:
+      out.append(f'{at}.losses.{term}: choose from {", ".join(TERMS)}.{nearest(term, TERMS)}')
+    if not isinstance(named, Mapping) or not named or not all(isinstance(keys, Mapping) for keys in named.values()):
+      out.append(f'{at}.losses.{term}={named!r} must be losses with their keys, like {{"nll": {{"weight": 1.0}}}}.')
+      continue
+    for loss, keys in named.items():
+      where = f'{at}.losses.{term}.{loss}'
+      if loss not in losses.TABLE:
+        out.append(f'{where}: choose from {", ".join(losses.TABLE)}.{nearest(loss, losses.TABLE)}')
+      else:
+        out += component_problems(losses.TABLE, {'name': loss, **keys}, where, {'weight': 0.0})
+  numbers = bool(s.buckets) and all(isinstance(share, int | float) and 0 < share <= 1 for share in s.buckets)
+  if not numbers or tuple(s.buckets) != tuple(sorted(set(s.buckets))) or s.buckets[-1] != 1:
+    out.append(f'{at}.buckets={s.buckets}: give ascending shares of the lengths, the last 1, like (0.25, 0.5, 1.0).')
+  if s.answers not in ('', *answers.RULES):
+    out.append(
+      f"{at}.answers={s.answers!r}: choose one of {', '.join(answers.RULES)}, or '': nothing is asked of answers."
+    )
+  if s.buffer.get('name') != 'fresh' and 'text' in s.losses:
+    out.append(f"{at}.losses.text is about the round's own texts, which no buffer keeps: take {at}.buffer 'fresh'.")
+  if s.trains != 'policy':
+    out.append(f"{at}.trains={s.trains!r}: only 'policy' can be trained so far.")
+  if s.reference.role not in ROLES:
+    out.append(f'{at}.reference.role={s.reference.role!r}: choose one of {", ".join(ROLES)}.')
+  if not 0 < s.reference.rate <= 1:
+    out.append(f'{at}.reference.rate={s.reference.rate}: a refresh moves the reference by a share above 0, up to 1.')
+  elif s.reference.rate < 1 and config.model.lora.rank:
+    out.append(f'{at}.reference.rate={s.reference.rate}: a mean of adapters is no mean of models; with them give 1.0.')
+  if 'replay' in s.losses:
+    if not config.data.replay:
+      out.append(f"{at}.losses.replay needs texts: set config.data.replay='general' or drop the term.")
+    if s.replay_batch > (most := len(general('replay'))):
+      out.append(f'{at}.replay_batch={s.replay_batch}: there are {most} texts to replay.')
+  if out:
+    return out  # what follows makes the components
+
+  try:
+    _, plans = plans_of(s)
+    component(selects.TABLE, s.select, 'select')
+    terms = {
+      term: {name: component(losses.TABLE, keys, 'losses') for name, (_, keys) in named.items()}
+      for term, named in losses_of(s).items()
+    }
+  except UserError as error:
+    return [f'{at}.{error}']
+  select = arguments(selects.TABLE, s.select)
+  scores, keeps_ties = 'win' if s.judge.name == 'preference' else select.get('score'), select.get('ties') == 'keep'
+  for term, named in terms.items():
+    for name, loss in named.items():
+      gives = SELECTS[loss.needs]
+      if loss.needs and term != 'group':
+        out.append(f'{at}.losses.{term}.{name} learns from judged completions: only the term group has them.')
+      elif loss.needs and s.select.name not in gives:
+        what = 'pairs' if gives == PAIRWISE else 'the score of every completion'
+        out.append(f'{at}.losses.group.{name} needs {what}: not select {s.select.name!r}, but {" or ".join(gives)}.')
+      elif loss.needs == 'wins' and scores != 'win':
+        out.append(
+          f"{at}.losses.group.{name} learns probabilities of winning: set {at}.select to best_vs with score='win', "
+          "or take the judge 'preference'."
+        )
+      elif loss.needs == 'pairs' and keeps_ties:
+        out.append(f"{at}.losses.group.{name} learns who won, and {at}.select.ties='keep' has pairs that nobody won.")
+  judge = arguments(judges.TABLE, s.judge)
+  frozen = {'base'} if config.teacher.spec == 'policy' else {'base', 'teacher'}
+  if judge['name'] in SELF_REWARDS and judge['role'] not in frozen:
+    out.append(
+      f'{at}.judge.role={judge["role"]!r}: {judge["name"]!r} would reward what the model has just become, and '
+      "whatever it says most would win; a self-reward is that of the frozen role 'base', or of another model."
+    )
+  for count in sorted({plan.prompts for plan in plans}):
+    for key in ('batch', 'sample_prompts'):
+      if count % s[key]:
+        out.append(f'{at}.curriculum.prompts={count} must be a multiple of {at}.{key}={s[key]}.')
+  if strange := {role for plan in plans for role in plan.refresh} - {'ref'}:
+    out.append(f"{at}.curriculum.refresh={sorted(strange)}: only the role 'ref' can be refreshed.")
+  size = arguments(buffer.TABLE, s.buffer).get('size', 0)
+  if size % s.batch:
+    out.append(f'{at}.buffer.size={size} must be a multiple of {at}.batch={s.batch}.')
+  replay = ['replay_batch'] if 'replay' in s.losses else []
+  for key in ('batch', *replay):
+    if s.micro and s[key] > s.micro and s[key] % s.micro:
+      out.append(f'{at}.{key}={s[key]} must be a multiple of {at}.micro={s.micro}, or no larger.')
+  if 'group' not in s.losses:
+    return out
+
+  given, generator = s.generator.name == 'given', arguments(generators.TABLE, s.generator)
+  reads_anchors = given or generator['anchors']
+  if 'teacher' in roles_of(s) and not config.teacher.spec:
+    out.append(f"{at} uses the role 'teacher': set config.teacher.spec to a model, or to 'policy'.")
+  size_key = 'config.view.anchors' if given else f'{at}.generator.group'
+  size = 0 if given else generator['group'] + generator['opponents']
+  size += config.view.anchors * reads_anchors
+  sources = () if given else (0, 1) if generator['opponents'] else (0,)
+  for name, loss in terms['group'].items():
+    if lacking := set(loss.sources) - set(sources):
+      how = f'set {at}.generator.opponents' if lacking == {1} else f"take {at}.generator 'sampler'"
+      out.append(f'{at}.losses.group.{name} learns from members of source {min(lacking)}, and there are none: {how}.')
+  if s.reference.rate < 1 and not (s.reference.role == 'ref' and any(plan.refresh for plan in plans)):
+    out.append(
+      f"{at}.reference.rate={s.reference.rate} moves the role 'ref' when it is refreshed: set {at}.reference.role="
+      f"'ref' and {at}.curriculum.refresh=('ref',)."
+    )
+  if any(plan.anchor_source == 'self' for plan in plans):
+    out.append(f"{at}.curriculum.anchor_source='self' is not built yet: choose 'none' or 'given'.")
+  if not reads_anchors and any(plan.anchor_source == 'given' for plan in plans):
+    out.append(
+      f"{at}.curriculum.anchor_source='given' needs {at}.generator 'given', or the sampler's key anchors=True: nothing "
+      'else reads the anchors.'
+    )
+  if any(plan.anchor_source == 'given' for plan in plans) and config.view.anchors < 1:
+    out.append(f"{at}.curriculum.anchor_source='given' needs config.view.anchors of at least 1.")
+  elif reads_anchors and any(plan.anchor_source != 'given' for plan in plans):
+    what = "generator 'given'" if given else 'generator.anchors'
+    out.append(f"{at}.{what} needs {at}.curriculum.anchor_source='given'.")
+  elif size < 2 and s.select.name in PAIRWISE:
+    out.append(f'{size_key}={size}, but select {s.select.name!r} compares completions: at least 2.')
+  elif size < 2 and (compare := [name for name, loss in terms['group'].items() if loss.needs == 'group']):
+    out.append(f'{size_key}={size}, but {at}.losses.group.{compare[0]} compares completions: at least 2.')
+  return out
+
+
+def check_examples(config, examples: Sequence[Example]) -> list[str]:
+  """What the stages need of the rows and some row lacks; names the first such row."""
+  needs = {}  # field -> who needs it
+  for name in config.stages:
+    s, at = config[name], f'config.{name}'
+    if 'text' in s.losses:
+      needs.setdefault('text', f'{at}.losses.text')
+    if 'group' in s.losses:
+      judge = arguments(judges.TABLE, s.judge)
+      if judge['name'] == 'likelihood_gain':
+        needs.setdefault(NEEDS[judge['target']], f'{at}.judge with target={judge["target"]!r}')
+      if judge['name'] == 'text' and judge['rule'] in ('exact', 'numeric'):
+        needs.setdefault('target', f'{at}.judge with rule={judge["rule"]!r}')
+      if judge['name'] == 'tool':
+        needs.setdefault('target', f'{at}.judge with tool={judge["tool"]!r}')
+      generator = arguments(generators.TABLE, s.generator)
+      if (generator['name'] == 'given' or generator['anchors']) and not config.view.transforms:
+        needs.setdefault('anchors', f'{at}.generator')
+      if config.view.transforms:
+        needs.setdefault('text', 'config.view.transforms')
+  out = []
+  for name in config.stages:
+    s, at = config[name], f'config.{name}'
+    held, rows = component(buffer.TABLE, s.buffer, at), [rows_of(p, s.batch) for p in plans_of(s, len(examples))[1]]
+    if held.size and 'group' in s.losses and (most := max(rows) if held.forgets else sum(rows)) > held.size:
+      what = 'the largest round has' if held.forgets else "all rounds have, and 'append' keeps them all"
+      out.append(f'{at}.buffer.size={held.size} is less than the {most} prompts that {what}.')
+  chats = [e.where for e in examples if e.messages]
+  if chats and config.view.instruction != render.AS_IT_IS:
+    out.append(
+      f'{chats[0]}: its prompt is a list of messages, which the chat template writes. '
+      f'Set --config.view.instruction={render.AS_IT_IS}'
+    )
+  for field, who in needs.items():
+    lacking = [e.where or f'row {i}' for i, e in enumerate(examples) if not getattr(e, field)]
+    if lacking:
+      keys = f'--config.data.{field}=COLUMN'
+      if field == 'anchors':
+        keys += ', or --config.data.chosen=COLUMN with --config.data.rejected=COLUMN,'
+      out.append(
+        f'{who} needs {field!r}, which {len(lacking)} of {len(examples)} rows lack, {lacking[0]} first. '
+        f'{keys} names where it is; leave rows without it out of the data.'
+      )
+  return out
+
+
+def check_model(config, model: models.Model) -> list[str]:
+  """Problems that only the model's shape can tell."""
+  c, view, e = model.config, config.view, config.eval
+  lengths = {
+    'eval.prompt_length + eval.answer_length': e.prompt_length + e.answer_length,
+    'view.text_length': view.text_length,
+    'eval.heldout_length': e.heldout_length,
+  }
+  if 'pair_accuracy' in e.tasks:
+    lengths['view.prompt_length + view.text_length'] = view.prompt_length + view.text_length
+  for name in config.stages:
+    s = config[name]
+    if 'replay' in s.losses:
+      lengths[f'{name}.replay_length'] = s.replay_length
+    if 'group' in s.losses:
+      key, completion = completion_length(config, name)
+      lengths[f'view.prompt_length + {key}'] = view.prompt_length + completion
+      judge = arguments(judges.TABLE, s.judge)
+      if 'target_length' in judge:
+        lengths[f'{key} + {name}.judge.target_length'] = completion + judge['target_length']
+      if 'prompt_length' in judge:
+        lengths[f'{name}.judge.prompt_length'] = judge['prompt_length']
+  hint = f' --config.model.rope=long makes it {c.longer}, for short rows too.' if c.longer else ''
+  room = f'the model has room for {c.context}.{hint}'
+  out = [f'config.{key} = {n} tokens; {room}' for key, n in lengths.items() if n > c.context]
+  if config.model.lora.rank:
+    try:
+      lora.choose(jax.eval_shape(model.policy.init, jax.random.key(0)), config.model.lora.targets)
+    except UserError as error:
+      out.append(f'config.model.lora.targets: {error}')
+  tensor = config.mesh.tensor
+  if tensor > 0 and (c.heads % tensor or c.kv_heads % tensor):
+    out.append(f'config.mesh.tensor={tensor} does not divide the {c.heads} and {c.kv_heads} heads of the model.')
+  return out
+
+
+def check_teacher(config, model: models.Model, teacher: models.Model) -> list[str]:
+  """Problems of a role `teacher` that is a model of its own: the ids that it samples are the policy's."""
+  spec = config.teacher.spec
+  out = [f'teacher {spec}: {problem}' for problem in check_model(config, teacher)]
+  if part := model.tokenizer.differs(teacher.tokenizer):
+    out.append(
+      f'config.teacher.spec={spec} has another tokenizer ({part}) than {config.model.spec}, which is to learn its '
+      'completions: choose a teacher of the same family, or sample its text first and give it as config.data.recorded.'
+    )
+  for name in config.stages:
+    s = config[name]
+    mixed = 'group' in s.losses and len(samplers_of(s)) == 2 and 'teacher' in samplers_of(s)
+    if 'group' in s.losses and 'teacher' in samplers_of(s) and losses_by_term(s)['group'].old:
+      out.append(f"config.{name}.losses.group has a loss that learns from the policy's own samples, not a teacher's.")
+    if mixed and teacher.config != model.config:
+      out.append(
+        f'config.{name}.generator has the roles {" and ".join(samplers_of(s))}, and {spec} is no {config.model.spec}: '
+        'members of one group are sampled by models of one architecture.'
+      )
+  return out
