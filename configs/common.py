@@ -161,6 +161,7 @@ def base(size: str) -> ConfigDict:
     sources=dict(),
     split='test',
     skip=0,  # rows at the beginning of each source that are not asked: those that are studied, if it is the same one
+    limit=0,  # rows of each source after these; 0: all
   )
   c.checkpoint = dict(every=1, keep=2)  # rounds between checkpoints; how many are kept
   c.log = dict(groups=64)  # groups per round that are written for the report

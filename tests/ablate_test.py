@@ -424,10 +424,10 @@ def test_a_metric_that_no_run_writes_ends_the_sweep_and_one_that_is_not_finite_t
 def test_figures_of_steps(tmp_path):
   (job,) = session(tmp_path).jobs([0], ('b',))
   finish(job, 0.5, tokens=1600, steps=16)
-  names = ('first:loss', 'tail:loss', 'mean:loss', 'sum:loss', 'change:score')
+  names = ('first:loss', 'tail:loss', 'rise:loss', 'mean:loss', 'sum:loss', 'change:score')
   record = figures.read(job.folder, names)
   assert (record['steps'], record['tokens'], record['seconds']) == (16, 1600, 12.3)
-  assert [figures.value(record, name) for name in names] == [0, 14.5, 7.5, 120, 0.5]
+  assert [figures.value(record, name) for name in names] == [0, 14.5, 14.5, 7.5, 120, 0.5]
   with pytest.raises(UserError, match='metrics.jsonl'):
     figures.read(job.folder, ['mean:lss'])
 

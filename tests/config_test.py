@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from past_jax import build, models, train, update
+from past_jax import build, checks, models, settings, train, update
 from past_jax.commands import study
 from past_jax.main import main
 from past_jax.metrics import rows
@@ -51,7 +51,7 @@ def load(name='past', arg='size=tiny', *flags):
 
 
 def resolved(name, arg) -> str:
-  return json.dumps(build.plain(load(name, arg)), indent=2, default=list) + '\n'
+  return json.dumps(settings.plain(load(name, arg)), indent=2, default=list) + '\n'
 
 
 def golden(name, arg) -> Path:
@@ -68,7 +68,7 @@ def test_shipped_configs_resolve_to_what_is_on_file(name, arg):
 
 @pytest.mark.parametrize('name, arg', VARIANTS)
 def test_shipped_configs_have_no_problems(name, arg):
-  assert build.check(load(name, arg), devices=1) == []
+  assert checks.check(load(name, arg), devices=1) == []
 
 
 def test_no_file_is_left_over():
@@ -106,29 +106,29 @@ def test_overrides_take_the_type_of_what_they_replace():
   assert (config.study.generator.stop, config.stages) == (('a', 'b'), ('study',))
   assert config.data.source == 'a=b:c.jsonl'
   assert config.study.judge.to_dict() == {'name': 'random'}
-  assert build.check(config, 1) == []
+  assert checks.check(config, 1) == []
 
 
 def test_a_resumed_run_may_change_only_its_length_and_housekeeping():
-  old = json.loads(json.dumps(build.plain(load()), default=list))
-  assert build.differences(old, load()) == []
+  old = json.loads(json.dumps(settings.plain(load()), default=list))
+  assert settings.differences(old, load()) == []
   free = ('--config.study.rounds=9', '--config.checkpoint.keep=3', '--config.log.groups=1', '--config.eval.every=1')
-  assert build.differences(old, load('past', 'size=tiny', *free)) == []
+  assert settings.differences(old, load('past', 'size=tiny', *free)) == []
   fixed = load('past', 'size=tiny', '--config.seed=1', "--config.study.judge={'name': 'constant', 'value': 0.0}")
-  found = build.differences(old, fixed)
+  found = settings.differences(old, fixed)
   assert found[0] == 'seed: 0 -> 1'
   assert "study.judge.name: 'likelihood_gain' -> 'constant'" in found
   assert "study.judge.target: 'text' -> absent" in found
   assert 'study.judge.value: absent -> 0.0' in found
-  assert 'eval.questions: 3 -> 0' in build.differences({**old, 'eval': {**old['eval'], 'questions': 3}}, load())
+  assert 'eval.questions: 3 -> 0' in settings.differences({**old, 'eval': {**old['eval'], 'questions': 3}}, load())
 
 
 def test_plans_inside_a_config_survive_json():
   """Tuples become lists on disk; the same run must still be the same run."""
   plans = "{'name': 'stages', 'plans': ((1, {'temperature': 0.5}), (1, {'refresh': ('ref',)}))}"
   config = load('past', 'size=tiny', f'--config.study.curriculum={plans}')
-  assert build.check(config, 1) == []
-  assert build.differences(json.loads(json.dumps(build.plain(config), default=list)), config) == []
+  assert checks.check(config, 1) == []
+  assert settings.differences(json.loads(json.dumps(settings.plain(config), default=list)), config) == []
 
 
 # --- keys and values ----------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def test_plans_inside_a_config_survive_json():
 
 def edited(*edits, arg='size=tiny') -> ConfigDict:
   """A config as a user might write it in a file: no override has looked at these values."""
-  tree = build.plain(load('past', arg))
+  tree = settings.plain(load('past', arg))
   for path, value in edits:
     *parents, last = path.split('.')
     node = tree
@@ -253,24 +253,24 @@ KEPT = {'name': 'all_pairs', 'ties': 'keep'}
   ],
 )
 def test_check_names_the_key_and_what_to_do(edits, message):
-  problems = build.check(edited(*edits), devices=8)
+  problems = checks.check(edited(*edits), devices=8)
   assert any(message in problem for problem in problems), problems
 
 
 def test_micro_batches_fill_the_data_axes_of_the_mesh():
-  assert build.check(edited(('study.micro', 4)), devices=4) == []
-  (problem,) = build.check(edited(('study.micro', 2)), devices=4)
+  assert checks.check(edited(('study.micro', 4)), devices=4) == []
+  (problem,) = checks.check(edited(('study.micro', 2)), devices=4)
   assert problem.startswith('config.study.micro=2 must be a multiple of 4, the devices of the mesh axes')
 
 
 @pytest.mark.parametrize('name', update.OPTIMIZERS)
 def test_every_optimizer_can_be_chosen_from_the_command_line(name):
   keys = MUON | {'name': name}
-  assert build.check(load('past', 'size=tiny', f'--config.optimizer={keys}'), 1) == []
+  assert checks.check(load('past', 'size=tiny', f'--config.optimizer={keys}'), 1) == []
 
 
 def test_check_lists_all_problems_of_a_kind_at_once():
-  problems = build.check(edited(('study.batch', 6), ('eval.chunk', 9), ('model.dtype', 'float16')), devices=4)
+  problems = checks.check(edited(('study.batch', 6), ('eval.chunk', 9), ('model.dtype', 'float16')), devices=4)
   assert [p.split('=')[0].split(' ')[0] for p in problems] == [
     'config.model.dtype',
     'config.study.curriculum.prompts',
@@ -280,15 +280,15 @@ def test_check_lists_all_problems_of_a_kind_at_once():
 
 
 def test_a_stage_that_is_not_listed_is_no_problem():
-  config = build.plain(load())
-  assert build.check(ConfigDict({**config, 'warm': config['study']}), 1) == []
+  config = settings.plain(load())
+  assert checks.check(ConfigDict({**config, 'warm': config['study']}), 1) == []
 
 
 def test_check_model_knows_the_context_and_the_heads():
   model = models.load('scratch:tiny')
-  assert build.check_model(load(), model) == []
+  assert checks.check_model(load(), model) == []
   config = edited(('view.prompt_length', 500), ('study.judge.target_length', 500), ('mesh.tensor', 3))
-  assert build.check_model(config, model) == [
+  assert checks.check_model(config, model) == [
     'config.view.prompt_length + study.generator.length = 532 tokens; the model has room for 512.',
     'config.study.generator.length + study.judge.target_length = 532 tokens; the model has room for 512.',
     'config.mesh.tensor=3 does not divide the 4 and 2 heads of the model.',
@@ -421,7 +421,7 @@ def test_another_configs_workdir_is_left_alone(folder, capsys, monkeypatch):
   monkeypatch.setattr(models, 'load', lambda *args, **kwargs: pytest.fail('the model was loaded'))
   workdir = folder / 'run'
   workdir.mkdir()
-  study.claim(workdir, build.plain(load()))
+  study.claim(workdir, settings.plain(load()))
   before = (workdir / 'config.json').read_text()
   assert main(['study', TINY, f'--workdir={workdir}', '--config.seed=3', '--config.study.rounds=5']) == 2
   error = capsys.readouterr().err

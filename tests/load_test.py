@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 import small
 import tokenizers
@@ -55,6 +56,13 @@ def test_an_end_token_without_an_embedding_is_another_model(directory):
   config.write_text(json.dumps(json.loads(config.read_text()) | {'eos_token': '<image>'}))
   with pytest.raises(UserError, match='the tokenizer has 261 ids and the embedding 260.*of different models'):
     models.load(str(directory))
+
+
+@pytest.mark.parametrize('spec,parameters', [('scratch:tiny', 90_944), ('scratch:small', 477_056)])
+def test_models_from_scratch_are_as_large_as_they_say(spec, parameters):
+  model = models.load(spec)
+  shapes = jax.eval_shape(model.policy.init, jax.random.key(0))
+  assert sum(x.size for x in jax.tree.leaves(shapes)) == parameters
 
 
 def test_a_choice_of_rope_that_a_model_does_not_have_is_refused(directory):

@@ -81,7 +81,7 @@ def test_questions_may_have_choices(tmp_path):
 
 def config(data, **evaluation):
   columns = dict.fromkeys(sources.FIELDS, '') | {'on_error': 'stop', 'world': dict(count=4, seed=0)}
-  return ConfigDict(dict(data=columns | data, eval=dict(sources={}, split='test', skip=0) | evaluation))
+  return ConfigDict(dict(data=columns | data, eval=dict(sources={}, split='test', skip=0, limit=0) | evaluation))
 
 
 def test_studied_rows_are_asked_their_questions_or_their_prompt(tmp_path):
@@ -107,6 +107,8 @@ def test_kinds_are_named_by_source(tmp_path):
   world = config(dict(prompt='prompt'), sources=dict(w='world:people'), skip=3)
   rows, questions = build.load_questions(world, ())
   assert len(rows) == 1 and {q.kind for _, q in questions} == {'w/forward', 'w/reversed'}
+  limited = config(dict(prompt='prompt'), sources=dict(w='world:people'), skip=1, limit=2)
+  assert [r.where for r in build.load_questions(limited, ())[0]] == [f'world:people person {i}' for i in (1, 2)]
   with pytest.raises(UserError, match='eval.skip=9 leaves no row of config.eval.sources.w'):
     build.load_questions(config(dict(prompt='prompt'), sources=dict(w='world:people'), skip=9), ())
 

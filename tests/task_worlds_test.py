@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from past_jax.answers import extract, same
 from past_jax.data.worlds import TABLE, instructions, notes
 from past_jax.data.worlds.biographies import SENTENCES
 from past_jax.data.worlds.reversal import ASKED, CORES, MOST_TEMPLATES, OPENERS, statement
@@ -189,6 +190,19 @@ def test_targets_are_exact_and_texts_wrong_as_often_as_told():
   assert {e.prompt for e in made('arithmetic', count=1024)}.isdisjoint(
     e.prompt for e in made('arithmetic', count=1024, split='final')
   )
+
+
+def test_workings_are_right_and_leave_the_rest_as_it_is():
+  plain, worked = made('arithmetic', count=64, copies=8), made('arithmetic', count=64, copies=8, workings=0.5)
+  assert all(b.text == a.text or re.search(r'\d[+*]\d', b.text.partition('=')[2]) for a, b in zip(plain, worked))
+  steps = [e for e in worked if '=' in e.text.partition('=')[2]]
+  assert len(steps) / 512 == pytest.approx(0.5, abs=0.05)
+  assert all(same(extract(e.text, 'last_number'), e.target.strip()) for e in steps)
+  for e in steps:
+    left, _, value = re.search(r'(\d+[+*]\d+)=(\d+)', e.text.partition('=')[2])[0].partition('=')
+    assert left in e.prompt and value_of(left) == int(value)
+  shapes = Counter(re.sub(r'\d+', '0', e.text.partition('=')[2]).replace('*', '+') for e in steps)
+  assert len(shapes) == 6
 
 
 # --- chains -------------------------------------------------------------------------------------------------------

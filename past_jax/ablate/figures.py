@@ -44,6 +44,8 @@ def read(workdir: Path, metrics: Sequence[str]) -> dict:
 def summary(when: str, values: Sequence[float]) -> float:
   if when == 'first':
     return values[0]
+  if when == 'rise':
+    return summary('tail', values) - values[0]
   used = values[-max(len(values) // 8, 1) :] if when == 'tail' else values
   return sum(used) / (1 if when == 'sum' else len(used))
 

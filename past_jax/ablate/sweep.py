@@ -16,7 +16,7 @@ from past_jax.types import UserError
 
 EXPECTED = {'+': 'above 0', '-': 'below 0', '0': 'within the margin around 0'}
 EVALUATIONS = ('before', 'after', 'change')  # of evaluations.jsonl; change: after - before
-STEPS = ('first', 'tail', 'mean', 'sum')  # of metrics.jsonl; tail: mean of the last eighth of the steps
+STEPS = ('first', 'tail', 'rise', 'mean', 'sum')  # of metrics.jsonl; tail: mean of the last eighth
 WHEN = (*EVALUATIONS, *STEPS)
 BUDGETS = ('steps', 'tokens', 'none')
 
@@ -36,7 +36,7 @@ class Contrast:
   """One number per seed: sum over arms of weight * metric, minus `against`; and what is expected of its mean.
 
   `metric` is WHEN:NAME, or several, which are averaged. WHEN: after, before or change (evaluations.jsonl), or first,
-  tail, mean or sum (metrics.jsonl).
+  tail, rise, mean or sum (metrics.jsonl); rise: tail - first.
   """
 
   label: str

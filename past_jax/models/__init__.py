@@ -7,7 +7,7 @@ import jax
 
 from past_jax import mesh as mesh_lib
 from past_jax.models import specs, weights
-from past_jax.models.config import TINY, ModelConfig
+from past_jax.models.config import SCRATCH, ModelConfig
 from past_jax.models.families import NO_CHOICE, read_config
 from past_jax.models.transformer import RULES, transformer
 from past_jax.text import Tokenizer, byte_tokenizer, load_tokenizer
@@ -24,22 +24,23 @@ class Model(NamedTuple):
 
 
 def load(spec: str, *, dtype: str = 'float32', remat: str = 'none', rope: str = 'short', seed: int = 0) -> Model:
-  """The model that `spec` names; `scratch:tiny` is a random one with a byte tokenizer, made from `seed`.
+  """The model that `spec` names; `scratch:tiny` and `scratch:small` are random ones of bytes, made from `seed`.
 
   Raises:
     UserError: an unknown form of spec, an unsupported architecture, a failed download or hash, a tokenizer that needs
       more embeddings than the model has.
   """
-  if spec == 'scratch:tiny':
+  if spec in SCRATCH:
     if rope == 'long':
       raise UserError(f'{spec}: {NO_CHOICE}')
-    policy = transformer(TINY, dtype=dtype, remat=remat)
+    config = SCRATCH[spec]
+    policy = transformer(config, dtype=dtype, remat=remat)
 
     def init(mesh):
       placed = mesh_lib.shardings(mesh, jax.eval_shape(policy.init, jax.random.key(seed)), RULES)
       return jax.jit(policy.init, out_shardings=placed)(jax.random.key(seed))
 
-    return Model(policy, byte_tokenizer(), TINY, init)
+    return Model(policy, byte_tokenizer(), config, init)
   directory = specs.resolve(spec)
   config, tokenizer = read_config(directory, rope), load_tokenizer(directory)
   if tokenizer.needs > config.vocab:  # fewer is well: many embeddings are padded

@@ -52,30 +52,36 @@ class ModelConfig:
     return len(self.pattern)
 
 
-TINY = ModelConfig(
-  vocab=264,
-  width=64,
-  heads=4,
-  kv_heads=2,
-  head_dim=16,
-  ffn=128,
-  context=512,
-  kinds=(Kind(frequencies=rope.frequencies({'rope_theta': 10_000.0}, 16, 512, 'short')[0]),),
-  pattern=(0, 0),
-  scale=0.25,
-  source={
-    'architectures': ['LlamaForCausalLM'],
-    'model_type': 'llama',
-    'vocab_size': 264,
-    'hidden_size': 64,
-    'num_hidden_layers': 2,
-    'num_attention_heads': 4,
-    'num_key_value_heads': 2,
-    'head_dim': 16,
-    'intermediate_size': 128,
-    'max_position_embeddings': 512,
-    'rms_norm_eps': 1e-5,
-    'rope_theta': 10_000.0,
-    'tie_word_embeddings': True,
-  },
-)
+def scratch(layers: int, width: int) -> ModelConfig:
+  """A Llama with heads of 16 and a vocabulary of bytes, to be trained from nothing."""
+  return ModelConfig(
+    vocab=264,
+    width=width,
+    heads=width // 16,
+    kv_heads=width // 32,
+    head_dim=16,
+    ffn=2 * width,
+    context=512,
+    kinds=(Kind(frequencies=rope.frequencies({'rope_theta': 10_000.0}, 16, 512, 'short')[0]),),
+    pattern=(0,) * layers,
+    scale=0.25,
+    source={
+      'architectures': ['LlamaForCausalLM'],
+      'model_type': 'llama',
+      'vocab_size': 264,
+      'hidden_size': width,
+      'num_hidden_layers': layers,
+      'num_attention_heads': width // 16,
+      'num_key_value_heads': width // 32,
+      'head_dim': 16,
+      'intermediate_size': 2 * width,
+      'max_position_embeddings': 512,
+      'rms_norm_eps': 1e-5,
+      'rope_theta': 10_000.0,
+      'tie_word_embeddings': True,
+    },
+  )
+
+
+TINY = scratch(layers=2, width=64)
+SCRATCH = {'scratch:tiny': TINY, 'scratch:small': scratch(layers=3, width=128)}  # 0.1M and 0.5M parameters
