@@ -1,11 +1,14 @@
-"""The reversal curse in invented facts, and what repairs it (C1-C3).
+"""The reversal curse in invented facts and instructions, and what repairs it (C1-C5).
 
 World: `world:reversal`, 16 facts NAME <-> DESCRIPTION in each of three groups: the name first in every text (p2d),
 the description first (d2p), both. A byte-level transformer from scratch (0.1M parameters), next-token loss on the
 texts. Final questions: other names, trades, towns and question templates than those of tuning (`split`); neither are
 worded like a text. Answers are greedy and right if all words are there. The reversed statements of C3 are the
 world's, an oracle's: what a perfect teacher would write; facts of the group that are not restated are not repaired by
-it.
+it. The texts of C4 are each followed by itself turned round, token by token (bytes) or with names kept whole.
+
+C5: `world:guidance`, 'If asked Q, say A' and 'Say A if asked Q', 32 each; what they mean is shown by answering the
+questions of nine in ten, and the others are asked.
 
   past ablate configs/ablations/reversal.py --workdir=runs/ablate
 """
@@ -13,23 +16,38 @@ it.
 from past_jax.ablate.sweep import Arm, Claim, Sweep, difference, level
 
 FORWARD, REVERSED = 'after:closed_book/forward', 'after:closed_book/reversed'
+CHOSEN, LIKELY = 'after:forced_choice/reversed', 'after:closed_book/reversed/logp'
 STEPS = 1200
+NLL = dict(nll=dict(weight=1.0))
 
 
 def texts(templates: int, reversed_texts: int = 0) -> Arm:
   """As many updates of 64 texts in every arm."""
   rows = 16 * (4 * templates + 2 * reversed_texts)
+  world = dict(count=16, seed=0, templates=templates, reversed_texts=reversed_texts, split='tune')
+  return trained('configs/past.py:size=tiny,arm=raw', 'reversal', world, rows)
+
+
+def turned(how: str) -> Arm:
+  """Each of the texts of `raw`, and it turned round."""
+  world = dict(count=16, seed=0, templates=12, split='tune')
+  return trained(f'configs/study.py:size=tiny,arm={how},replay=0', 'reversal', world, 16 * 4 * 12)
+
+
+def trained(config: str, world: str, keys: dict, rows: int) -> Arm:
   return Arm(
-    'configs/past.py:size=tiny,arm=raw',
+    config,
     {
-      'data.source': 'world:reversal',
-      'data.world': dict(count=16, seed=0, templates=templates, reversed_texts=reversed_texts, split='tune'),
+      'data.source': f'world:{world}',
+      'data.world': keys,
+      'data.replay': '',
       'view.text_length': 92,
       'study.rounds': 1,
       'study.batch': 64,
       'study.sample_prompts': 64,
-      'study.curriculum': dict(name='constant', prompts=0, epochs=STEPS * 64 // rows),
-      'study.losses': dict(text=dict(nll=dict(weight=1.0))),
+      'study.curriculum.prompts': 0,
+      'study.curriculum.epochs': round(STEPS * 64 / rows),
+      'study.losses': dict(text=NLL) if 'arm=raw' in config else dict(text=NLL, group=NLL),
       'eval.tasks': {'closed_book': {}, 'forced_choice': {}},
       'eval.answer_length': 40,
       'eval.chunk': 64,
@@ -44,13 +62,32 @@ def get_sweep() -> Sweep:
     arms={
       'raw': texts(templates=12),
       'few_wordings': texts(templates=4),
-      'many_wordings': texts(templates=40),
+      'many_wordings': texts(templates=30),
       'studied': texts(templates=10, reversed_texts=4),
+      'token_reversal': turned('token_reversal'),
+      'entity_reversal': turned('entity_reversal'),
+      'guidance': trained(
+        'configs/past.py:size=tiny,arm=raw',
+        'guidance',
+        dict(count=32, seed=0, shown=0.9, split='tune'),
+        rows=2 * (3 * 32 + 29),
+      ),
     },
     claims=(
       Claim('C1', (level('raw', FORWARD, '+', against=0.5), level('raw', REVERSED, '0', against=0.0, margin=0.05))),
       Claim('C2', (difference('many_wordings', 'few_wordings', REVERSED, '0', margin=0.05),)),
       Claim('C3', (difference('studied', 'raw', REVERSED, '+'),)),
+      Claim(
+        'C4',
+        (
+          difference('entity_reversal', 'token_reversal', LIKELY, '+'),
+          difference('entity_reversal', 'token_reversal', CHOSEN, '+'),
+        ),
+      ),
+      Claim(
+        'C5',
+        (level('guidance', FORWARD, '+', against=0.5), level('guidance', REVERSED, '0', against=0.0, margin=0.1)),
+      ),
     ),
     seeded=('seed', 'data.world.seed'),
     final={'data.world.split': 'final'},

@@ -1,0 +1,117 @@
+"""The same claims with a real model, SmolLM2-135M-Instruct: C1 and C3 on the reversal-curse files, B1, E1-E3.
+
+C1, C3: the first ten people of github.com/lukasberglund/reversal_curse (june_version_7921032488; expected in
+data/reversal), 30 texts each, the name first, asked in the ten wordings of the test files. `studied` adds a note to each
+text, by the model itself before it has learnt anything, shown three notes in the other order about other people.
+B1: `world:people`, 12 facts, as configs/past.py has it, against the texts alone for as many tokens.
+E1-E3: `world:arithmetic` behind three solved sums; half of 128 sums are sharpened on, adapters of rank 16.
+
+Three seeds; an hour or two on two cores.
+
+  past ablate configs/ablations/smol.py --workdir=runs/ablate --seeds=3
+"""
+
+from past_jax.ablate.sweep import Arm, Claim, Sweep, difference, level
+
+FORWARD, REVERSED = 'after:closed_book/forward', 'after:closed_book/reversed'
+CURSE = 'data/reversal/p2d_{}.jsonl'
+PEOPLE = 10
+SUMS = """\
+2+7*3= 23
+(4+2)*6= 36
+5*3+8= 23
+{prompt}"""
+
+
+def curse(arm: str) -> Arm:
+  """120 updates of 10 texts."""
+  return Arm(
+    f'configs/study.py:arm={arm},notes=1',
+    {
+      'data.source': CURSE.format('prompts_train'),
+      'data.text': '{prompt}{completion}',
+      'data.prompt': 'prompt',
+      'data.target': 'completion',
+      'data.limit': 30 * PEOPLE,
+      'view.prompt_length': 240,
+      'view.text_length': 64,
+      'optimizer.lr': 1e-4,
+      'study.rounds': 1,
+      'study.batch': 10,
+      'study.sample_prompts': 10,
+      'study.generator.length': 48,
+      'study.curriculum.prompts': 30 * PEOPLE,
+      'study.curriculum.epochs': 4,
+      'eval.sources': {
+        'forward': CURSE.format('prompts_test'),
+        'reversed': CURSE.format('reverse_prompts_test'),
+      },
+      'eval.limit': 10 * PEOPLE,
+      'eval.prompt_length': 64,
+      'eval.answer_length': 40,
+    },
+  )
+
+
+def facts(arm: str, epochs: int) -> Arm:
+  return Arm(f'configs/past.py:arm={arm}', {'study.curriculum.epochs': epochs})
+
+
+def sharpen(args: str, **keys) -> Arm:
+  keys = {'batch': 8, 'sample_prompts': 8, 'generator__length': 8, 'generator__stop': ('\n',)} | keys
+  return Arm(
+    f'configs/sharpen.py:{args}',
+    {
+      'data.source': 'world:arithmetic',
+      'data.world': dict(count=128, seed=0, noise=0.0, copies=1, split='tune'),
+      'data.limit': 64,
+      'view.instruction': SUMS,
+      'view.prompt_length': 48,
+      'eval.sources': {'heldout': 'world:arithmetic'},
+      'eval.skip': 64,
+      'eval.template': SUMS.replace('{prompt}', '{question}'),
+      'eval.prompt_length': 48,
+      'eval.answer_length': 8,
+      'eval.tasks': {'accuracy': dict(rule='line', samples=16, temperature=1.0)},
+      'eval.heldout': '',
+      'sharpen.answers': 'line',
+      'sharpen.curriculum.prompts': 64,
+      **{f'sharpen.{key.replace("__", ".")}': value for key, value in keys.items()},
+    },
+  )
+
+
+def get_sweep() -> Sweep:
+  best = 'mean:coverage/best_right'
+  return Sweep(
+    about='SmolLM2-135M-Instruct, float32: 300 texts about 10 people; 12 facts; 64 sums studied and 64 asked.',
+    arms={
+      'curse_raw': curse('raw'),
+      'curse_studied': curse('reverse'),
+      'facts_raw': facts('raw', epochs=12),
+      'facts_past': facts('past', epochs=4),
+      'greedy': sharpen('arm=bon,N=1', curriculum__temperature=0.0),
+      'best_of_16': sharpen('arm=bon,N=16'),
+      'best_of_64': sharpen('arm=bon,N=64'),
+      'imitation': sharpen('arm=sft,N=16'),
+    },
+    claims=(
+      Claim(
+        'C1-135M',
+        (level('curse_raw', FORWARD, '+', against=0.5), level('curse_raw', REVERSED, '0', against=0.0, margin=0.05)),
+      ),
+      Claim('C3-135M', (difference('curse_studied', 'curse_raw', REVERSED, '+'),)),
+      Claim('B1-135M', (difference('facts_past', 'facts_raw', REVERSED, '+'),), budget='tokens'),
+      Claim('E1-135M', (level('best_of_16', 'mean:coverage/right_likelier', '+', against=0.5),)),
+      Claim(
+        'E2-135M',
+        (difference('best_of_16', 'greedy', best, '+'), difference('best_of_64', 'best_of_16', best, '0', margin=0.05)),
+      ),
+      Claim('E3-135M', (level('imitation', 'change:accuracy/heldout/arithmetic', '+', against=0.0),)),
+    ),
+    seeded=('seed', 'data.world.seed'),
+    final={'data.world.split': 'final'},
+    budget='steps',
+    tolerance=0.15,
+    minutes=60.0,
+  )
