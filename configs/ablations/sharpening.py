@@ -18,7 +18,7 @@ import math
 
 from past_jax.ablate.sweep import Arm, Claim, Sweep, difference, level, trend
 
-RIGHT, LIFT = 'after:accuracy/heldout/arithmetic', 'change:accuracy/heldout/arithmetic'
+RIGHT, LIFT = 'after:accuracy/heldout', 'change:accuracy/heldout'
 BEST, LIKELIER = 'mean:coverage/best_right', 'mean:coverage/right_likelier'
 STUDIED, HELDOUT = 128, 128
 WORLD = dict(count=STUDIED + HELDOUT, seed=0, noise=0.45, copies=1, split='tune')
@@ -33,7 +33,8 @@ def base(**world) -> Arm:
     {
       'data.source': 'world:arithmetic',
       'data.world': WORLD | dict(copies=8) | world,
-      'view.text_length': 48,
+      'view.text_length': 40 if 'workings' in world else 16,
+      'study.buckets': (0.5, 1.0),
       'study.rounds': 1,
       'study.batch': 64,
       'study.sample_prompts': 64,

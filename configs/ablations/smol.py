@@ -107,7 +107,7 @@ def get_sweep() -> Sweep:
         'E2-135M',
         (difference('best_of_16', 'greedy', best, '+'), difference('best_of_64', 'best_of_16', best, '0', margin=0.05)),
       ),
-      Claim('E3-135M', (level('imitation', 'change:accuracy/heldout/arithmetic', '+', against=0.0),)),
+      Claim('E3-135M', (level('imitation', 'change:accuracy/heldout', '+', against=0.0),)),
     ),
     seeded=('seed', 'data.world.seed'),
     final={'data.world.split': 'final'},
