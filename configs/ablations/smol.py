@@ -1,8 +1,8 @@
 """The same claims with a real model, SmolLM2-135M-Instruct: C1 and C3 on the reversal-curse files, B1, E1-E3.
 
 C1, C3: the first ten people of github.com/lukasberglund/reversal_curse (june_version_7921032488; expected in
-data/reversal), 30 texts each, the name first, asked in the ten wordings of the test files. `studied` adds a note to each
-text, by the model itself before it has learnt anything, shown three notes in the other order about other people.
+data/reversal), 30 texts each, the name first, asked in the ten wordings of the test files. `studied` adds a note to
+each text, by the model itself before it has learnt anything, shown three notes in the other order about other people.
 B1: `world:people`, 12 facts, as configs/past.py has it, against the texts alone for as many tokens.
 E1-E3: `world:arithmetic` behind three solved sums; half of 128 sums are sharpened on, adapters of rank 16.
 
