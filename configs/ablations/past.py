@@ -19,7 +19,7 @@ WORLD = dict(count=16, seed=0, templates=4, reversed_texts=0, groups=('p2d',), s
 LIKELIHOOD, PREFERENCE = dict(weight=1.0), dict(weight=0.1, beta=0.1, label_smoothing=0.0)
 TEXT, REPLAY = dict(nll=LIKELIHOOD), dict(nll=dict(weight=0.5))
 KINDS = ('copy', 'paraphrase', 'reversed', 'wrong')  # of the notes that the base has read
-ROUNDS, EPOCHS = 4, 4
+ROUNDS, EPOCHS = 4, 16
 
 
 def base(kinds: tuple[str, ...]) -> Arm:
