@@ -430,6 +430,8 @@ def test_figures_of_steps(tmp_path):
   assert [figures.value(record, name) for name in names] == [0, 14.5, 14.5, 7.5, 120, 0.5]
   with pytest.raises(UserError, match='metrics.jsonl'):
     figures.read(job.folder, ['mean:lss'])
+  found = figures.read(job.folder, (), ['sum:loss', 'mean:lss'])['figures']  # of a control: what it has
+  assert found['sum:loss'] == 120 and 'mean:lss' not in found
 
 
 # --- verdicts -------------------------------------------------------------------------------------------------------

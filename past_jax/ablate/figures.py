@@ -16,8 +16,9 @@ class NoSuchMetric(UserError):
   """A claim reads what no run writes: more runs would not help."""
 
 
-def read(workdir: Path, metrics: Sequence[str]) -> dict:
-  """{'steps', 'tokens', 'seconds', 'figures': {WHEN:NAME: value}}: of evaluations all, of steps what `metrics` has.
+def read(workdir: Path, metrics: Sequence[str], also: Sequence[str] = ()) -> dict:
+  """{'steps', 'tokens', 'seconds', 'figures': {WHEN:NAME: value}}: of evaluations all, of steps what `metrics` has, and
+  `also` as far as the run wrote it.
 
   Raises:
     NoSuchMetric: the run has not all of `metrics`.
@@ -28,7 +29,7 @@ def read(workdir: Path, metrics: Sequence[str]) -> dict:
   for when in ('before', 'after'):
     found = [row['metrics'] for row in evaluations if row['when'] == when]
     figures |= {f'{when}:{name}': value for name, value in (found[-1] if found else {}).items()}
-  for metric in metrics:
+  for metric in dict.fromkeys((*metrics, *also)):
     when, _, name = metric.partition(':')
     values = [row[name] for row in steps if isinstance(row.get(name), int | float)]
     if when in STEPS and values:

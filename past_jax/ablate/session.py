@@ -68,7 +68,7 @@ class Session:
     read = {'steps': 0, 'tokens': 0, 'seconds': round(outcome.seconds, 1), 'figures': {}}
     if not error:
       try:
-        read = figures.read(job.folder, self.sweep.metrics(job.name))
+        read = figures.read(job.folder, self.sweep.metrics(job.name), self.sweep.metrics())
       except figures.NoSuchMetric as wrong:
         raise figures.NoSuchMetric(f'{self.file}, arm {job.name!r}: {wrong}') from None
       except UserError as wrong:

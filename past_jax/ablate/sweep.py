@@ -103,9 +103,9 @@ class Sweep:
     used = {arm for claim in self.claims if claim.id in only for c in claim.contrasts for arm in c.weights}
     return tuple(arm for arm in self.arms if not only or arm in used)
 
-  def metrics(self, arm: str) -> tuple[str, ...]:
-    """What the claims read of an arm."""
-    read = [m for claim in self.claims for c in claim.contrasts if arm in c.weights for m in c.metrics]
+  def metrics(self, arm: str = '') -> tuple[str, ...]:
+    """What the claims read of an arm, or of any."""
+    read = [m for claim in self.claims for c in claim.contrasts if not arm or arm in c.weights for m in c.metrics]
     return tuple(dict.fromkeys(read))
 
 
