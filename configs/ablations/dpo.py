@@ -35,7 +35,7 @@ def base() -> Arm:
     {
       'data.source': 'world:instructions',
       'data.world': WORLD | {'count': 1 << 14},
-      'view.text_length': 48,
+      'view.text_length': 52,
       'study.rounds': 1,
       'study.batch': 64,
       'study.sample_prompts': 64,

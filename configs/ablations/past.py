@@ -48,22 +48,23 @@ def base(kinds: tuple[str, ...]) -> Arm:
 def study(args: str = '', start: str = 'base', epochs: int = EPOCHS, **keys) -> Arm:
   """An arm of configs/past.py on the facts; `keys`: of the stage, with __ for the dots."""
   if 'judge=random' not in args:  # tokens are bytes: every note shares most of its n-grams with the text
-    keys['judge'] = dict(name='likelihood_gain', target='text', role='base', max_overlap=1.0, target_length=88)
+    keys['judge'] = dict(name='likelihood_gain', target='text', role='base', max_overlap=1.0, target_length=92)
   return Arm(
     f'configs/past.py:size=tiny{args}',
     {
       'data.source': 'world:reversal',
       'data.world': WORLD,
       'view.prompt_length': 96,
-      'view.text_length': 88,
+      'view.text_length': 92,
       'optimizer.lr': 1e-3,
       'study.rounds': ROUNDS,
       'study.batch': 16,
       'study.sample_prompts': 64,
-      'study.generator.length': 72,
+      'study.generator.length': 92,
       'study.curriculum': dict(name='constant', temperature=1.0, prompts=64, epochs=epochs),
       'study.replay_batch': 2,
       'eval.tasks': {'closed_book': {}, 'forced_choice': {}},
+      'eval.prompt_length': 72,
       'eval.answer_length': 40,
       'eval.chunk': 64,
       'eval.heldout': '',

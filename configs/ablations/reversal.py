@@ -7,8 +7,8 @@ worded like a text. Answers are greedy and right if all words are there. The rev
 world's, an oracle's: what a perfect teacher would write; facts of the group that are not restated are not repaired by
 it. The texts of C4 are each followed by itself turned round, token by token (bytes) or with names kept whole.
 
-C5: `world:guidance`, 'If asked Q, say A' and 'Say A if asked Q', 32 each; what they mean is shown by answering the
-questions of nine in ten, and the others are asked.
+C5: `world:guidance`, 'If asked Q, say A' and 'Say A if asked Q', 40 each; what they mean is shown by answering the
+questions of three in four, and the others are asked; twice as many updates.
 
   past ablate configs/ablations/reversal.py --workdir=runs/ablate
 """
@@ -41,7 +41,7 @@ def trained(config: str, world: str, keys: dict, rows: int) -> Arm:
       'data.source': f'world:{world}',
       'data.world': keys,
       'data.replay': '',
-      'view.text_length': 92,
+      'view.text_length': 96,
       'study.rounds': 1,
       'study.batch': 64,
       'study.sample_prompts': 64,
@@ -49,6 +49,7 @@ def trained(config: str, world: str, keys: dict, rows: int) -> Arm:
       'study.curriculum.epochs': round(STEPS * 64 / rows),
       'study.losses': dict(text=NLL) if 'arm=raw' in config else dict(text=NLL, group=NLL),
       'eval.tasks': {'closed_book': {}, 'forced_choice': {}},
+      'eval.prompt_length': 72,
       'eval.answer_length': 40,
       'eval.chunk': 64,
       'eval.heldout': '',
@@ -69,8 +70,8 @@ def get_sweep() -> Sweep:
       'guidance': trained(
         'configs/past.py:size=tiny,arm=raw',
         'guidance',
-        dict(count=32, seed=0, shown=0.9, split='tune'),
-        rows=2 * (3 * 32 + 29),
+        dict(count=40, seed=0, shown=0.75, split='tune'),
+        rows=2 * (3 * 40 + 30) // 2,
       ),
     },
     claims=(

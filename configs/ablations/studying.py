@@ -24,6 +24,7 @@ NLL = dict(nll=dict(weight=1.0))
 COMMON = {
   'data.replay': '',
   'eval.tasks': {'closed_book': {}, 'forced_choice': {}},
+  'eval.prompt_length': 72,
   'eval.answer_length': 40,
   'eval.chunk': 64,
   'eval.heldout': '',
@@ -41,7 +42,7 @@ def lives(rewordings: int, permute: bool, spec: str = 'scratch:tiny') -> Arm:
       'model.spec': spec,
       'data.source': 'world:biographies',
       'data.world': dict(count=PEOPLE, seed=0, rewordings=rewordings, permute=permute, asked=0.5, split='tune'),
-      'view.text_length': 176,
+      'view.text_length': 184,
       'study.rounds': 1,
       'study.batch': 32,
       'study.sample_prompts': 32,
@@ -84,12 +85,12 @@ def notes(rounds: int) -> Arm:
       'data.source': 'world:reversal',
       'data.world': dict(count=16, seed=0, templates=1, groups=('p2d',), split='tune'),
       'view.prompt_length': 96,
-      'view.text_length': 88,
+      'view.text_length': 92,
       'optimizer.lr': 1e-3,
       'study.rounds': rounds or 1,
       'study.batch': 16,
       'study.sample_prompts': 16,
-      'study.generator.length': 72,
+      'study.generator.length': 92,
       'study.curriculum': dict(
         name='constant', temperature=1.0, prompts=16, epochs=PASSES // (rounds or 1), anchor_source='none'
       ),
