@@ -32,6 +32,7 @@ def sampler(
     stop: texts of one token each that end a completion besides the tokenizer's own end tokens, e.g. a newline.
     slots: completions decoded at a time; one that ends makes room for the next. 0: all. Changes no token.
     anchors: the prompt's given completions are members, too, of source -1: the original beside what is sampled.
+      They stand first, so that of equals what is given is chosen.
 
   Raises:
     UserError: a stop text of several tokens.
@@ -50,7 +51,7 @@ def sampler(
 
     return generate
 
-  parts = [of(role, group)] + [of(opponent, opponents)] * bool(opponents) + [given()] * anchors
+  parts = [given()] * anchors + [of(role, group)] + [of(opponent, opponents)] * bool(opponents)
   return mixture(parts) if len(parts) > 1 else parts[0]
 
 

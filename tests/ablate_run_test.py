@@ -41,6 +41,7 @@ def get_sweep():
     final={'eval.questions': 4},
     budget='tokens',
     tolerance=0.2,
+    fewest=3,
   )
 """
 

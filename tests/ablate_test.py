@@ -88,6 +88,7 @@ def test_a_trend_is_the_slope_of_the_least_squares_line():
 
 CONFIG = 'configs/past.py:size=tiny'
 SMALL = Sweep(
+  fewest=3,
   about='Two arms.',
   prepare={'base': Arm(CONFIG), 'later': Arm(CONFIG, start='base')},
   arms={'a': Arm(CONFIG, {'study.rounds': 3}, start='later'), 'b': Arm(CONFIG, {'study.rounds': 4}), 'c': Arm(CONFIG)},
@@ -454,6 +455,21 @@ CLEAR = {'a': [0.8, 0.9, 0.85], 'b': [0.5, 0.55, 0.6]}
 
 def verdict(runs, **claim):
   return results.assess(changed(**claim), runs, {}, 'past ablate')['X1']
+
+
+def test_a_seed_is_paired_within_one_code(tmp_path):
+  runs = records(CLEAR)
+  runs[0]['code'] = 'older'
+  assert verdict(runs)['seeds'] == 2
+  s = session(tmp_path)
+  complete(s)
+  of = lambda: sorted((job.name, job.seed) for job in s.missing(s.jobs(range(3), ('a', 'b'))) if not job.prepares)
+  s.records['a', 1]['code'] = 'older'
+  assert of() == [('a', 1)]
+  s.records['b', 1]['code'] = 'older'
+  assert of() == []
+  del s.records['b', 1]
+  assert of() == [('a', 1), ('b', 1)]
 
 
 def test_verdicts():

@@ -201,6 +201,9 @@ def test_workings_are_right_and_leave_the_rest_as_it_is():
   for e in steps:
     left, _, value = re.search(r'(\d+[+*]\d+)=(\d+)', e.text.partition('=')[2])[0].partition('=')
     assert left in e.prompt and value_of(left) == int(value)
+  guessed = made('arithmetic', count=64, copies=8, noise=1.0, spread=6)
+  off = {int(e.text.partition('=')[2]) - int(e.target) for e in guessed}
+  assert off == set(range(-6, 7))
   shapes = Counter(re.sub(r'\d+', '0', e.text.partition('=')[2]).replace('*', '+') for e in steps)
   assert len(shapes) == 6
 

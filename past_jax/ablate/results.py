@@ -59,8 +59,9 @@ def usable(record: Mapping, metrics: Sequence[str]) -> bool:
 
 
 def contrast(c: Contrast, runs: Mapping[tuple[str, int], Mapping]) -> dict:
-  """What the runs, by (arm, seed), say about a contrast: of the seeds that have a run of each of its arms."""
-  seeds = sorted({seed for _, seed in runs if all((arm, seed) in runs for arm in c.weights)})
+  """What the runs, by (arm, seed), say about a contrast: of seeds that have a run of each of its arms, by one code."""
+  whole = {seed for _, seed in runs if all((arm, seed) in runs for arm in c.weights)}
+  seeds = sorted(seed for seed in whole if len({runs[arm, seed]['code'] for arm in c.weights}) == 1)
   of = lambda arm, seed: figures.mean(runs[arm, seed], c.metrics)
   values = [sum(w * of(arm, seed) for arm, w in c.weights.items()) - c.against for seed in seeds]
   out = {
@@ -93,10 +94,10 @@ def judge(claim: Claim, sweep: Sweep, runs: Mapping, told: Mapping, command: str
   budget = claim.budget or sweep.budget
   notes = [claim.note] if claim.note else []
   seeds = min(len(c['values']) for c in found)
-  differ = [text for c in claim.contrasts if (text := unmatched(budget, c, runs, sweep.tolerance))]
-  if seeds < stats.FEWEST:
+  differ = [text for c in claim.contrasts if (text := unmatched(c.budget or budget, c, runs, sweep.tolerance))]
+  if seeds < sweep.fewest:
     verdict = NOT_RUN
-    notes += [f'{seeds} seeds so far, {stats.FEWEST} are the fewest'] if seeds else []
+    notes += [f'{seeds} seeds so far, {sweep.fewest} are the fewest'] if seeds else []
   elif differ:
     verdict = NOT_RUN
     notes += differ

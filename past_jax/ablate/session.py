@@ -47,9 +47,17 @@ class Session:
     return plan.jobs(self.sweep, tuple(seeds), self.workdir, self.resolve, self.code, arms, self.final)
 
   def missing(self, jobs: Sequence[Job]) -> list[Job]:
-    """Those whose figures are not on file, and the preparing runs that they still need."""
-    usable = {key for key, r in self.records.items() if results.usable(r, self.sweep.metrics(r['arm']))}
-    wanted = {job for job in jobs if not job.prepares and (job.name, job.seed) not in usable}
+    """Those whose figures are not on file, and the preparing runs that they still need.
+
+    A seed is paired, so its runs are by one code: what other code has left of it counts if nothing is missing.
+    """
+    of = {key: r['code'] for key, r in self.records.items() if results.usable(r, self.sweep.metrics(r['arm']))}
+    runs = [job for job in jobs if not job.prepares]
+    codes = {
+      seed: {of.get((job.name, seed)) for job in runs if job.seed == seed} for seed in {job.seed for job in runs}
+    }
+    whole = {seed for seed, found in codes.items() if len(found) == 1 and None not in found}
+    wanted = {job for job in runs if job.seed not in whole and of.get((job.name, job.seed)) != self.code}
     for job in list(wanted):
       while job.after and not job.finished and not job.after.finished:
         job = job.after

@@ -45,6 +45,7 @@ class Contrast:
   expect: str  # '+', '-', or '0': equivalent
   margin: float = 0.0  # of '0', in units of the metric
   against: float = 0.0
+  budget: str = ''  # '': the claim's
 
   @property
   def metrics(self) -> tuple[str, ...]:
@@ -56,9 +57,11 @@ class Contrast:
     return self.label + constant
 
 
-def difference(a: str, b: str, metric, expect: str, margin: float = 0.0) -> Contrast:
+def difference(
+  a: str, b: str, metric, expect: str, margin: float = 0.0, against: float = 0.0, budget: str = ''
+) -> Contrast:
   """Arm a minus arm b."""
-  return Contrast(f'{a} minus {b}', {a: 1.0, b: -1.0}, metric, expect, margin)
+  return Contrast(f'{a} minus {b}', {a: 1.0, b: -1.0}, metric, expect, margin, against, budget)
 
 
 def level(arm: str, metric, expect: str, against: float, margin: float = 0.0) -> Contrast:
@@ -96,6 +99,8 @@ class Sweep:
   seeded: tuple[str, ...] = ('seed',)  # keys that are the run's seed, where it does not set them itself
   budget: str = 'steps'  # steps | tokens | none: what the arms of a contrast must have in common
   tolerance: float = 0.1  # share by which tokens may differ
+  first: int = 0  # seed of the final runs; another after a sweep was changed in view of final figures
+  fewest: int = 5  # seeds, below which there is no verdict
   minutes: float = 20.0  # of one run, above which it is stopped; it can be resumed
 
   def needed(self, only: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -142,9 +147,11 @@ def problems(sweep: Sweep) -> list[str]:
     at = f'claim {claim.id}'
     if not claim.contrasts:
       out.append(f'{at} has no contrasts.')
-    if claim.budget and claim.budget not in BUDGETS:
-      out.append(f'{at}: budget={claim.budget!r}: choose one of {", ".join(BUDGETS)}.{near(claim.budget, BUDGETS)}')
-    if (claim.budget or sweep.budget) == 'none' and not claim.note and any(len(c.weights) > 1 for c in claim.contrasts):
+    budgets = {c.budget for c in claim.contrasts} | {claim.budget}
+    for budget in sorted(budgets - {'', *BUDGETS}):
+      out.append(f'{at}: budget={budget!r}: choose one of {", ".join(BUDGETS)}.{near(budget, BUDGETS)}')
+    compare = [c.budget or claim.budget or sweep.budget for c in claim.contrasts if len(c.weights) > 1]
+    if 'none' in compare and not claim.note:
       out.append(f"{at}: budget 'none' compares arms of different cost: say why in its note.")
     for c in claim.contrasts:
       for arm in c.weights:

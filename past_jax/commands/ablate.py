@@ -56,7 +56,7 @@ def ablate(file: Path, workdir: Path, values: flags.FlagValues) -> int:
   path = workdir / f'{file.stem}.tune.json' if values.tune else file.parent / table.FOLDER / f'{file.stem}.json'
   command = f'past ablate {file} --workdir=runs/ablate --seeds={values.seeds}' + ' --tune' * values.tune
   session = Session(file, made, told, workdir, path, command, revision(file), resolve, final=not values.tune)
-  first = TUNING * values.tune
+  first = TUNING if values.tune else made.first
   jobs = session.jobs(range(first, first + values.seeds), made.needed(tuple(values.only)))
   missing = session.missing(jobs)
   if values.dry_run:

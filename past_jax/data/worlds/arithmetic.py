@@ -21,7 +21,13 @@ WORKINGS = (' {s}, so {v}', ' as {s}, {v}', ' {s} gives {v}') + (
 
 
 def arithmetic(
-  count: int, seed: int, noise: float = 0.45, copies: int = 1, workings: float = 0.0, split: str = 'tune'
+  count: int,
+  seed: int,
+  noise: float = 0.45,
+  copies: int = 1,
+  workings: float = 0.0,
+  spread: int = 0,
+  split: str = 'tune',
 ) -> World:
   """`count` prompts such as '(3+5)*2=' with the exact target ' 16' and a text, prompt and answer, that may be wrong.
 
@@ -32,10 +38,12 @@ def arithmetic(
 
   With `workings` that share of the texts have a step before the answer, ' 3+5=8, so 16', in one of six wordings, and
   are right: good answers are long then, and each of them is rarer than the most frequent short one.
+  With `spread` wrong answers are any other number so near, as if guessed: they scatter, and right ones agree.
 
   Args:
     noise: share of wrong answers in the texts.
     workings: share of texts with a step before the answer.
+    spread: how far wrong answers are off at most; 0: they are the two kinds of mistake.
     copies: texts per problem, each with an answer drawn anew; examples of one problem follow each other, and its
       question is the first one's.
     split: 'tune', or 'final' with other problems.
@@ -44,11 +52,11 @@ def arithmetic(
     UserError: a number out of range, a negative seed, or no such split.
   """
   every = shuffled(list(itertools.product(FORMS, *[range(2, 10)] * 3)), 9)[pick_split(split, SPLITS) :: 2]
-  if not (1 <= count <= len(every) and copies >= 1 and 0 <= noise <= 1 and 0 <= workings <= 1):
+  if not (1 <= count <= len(every) and copies >= 1 and 0 <= noise <= 1 and 0 <= workings <= 1 and spread >= 0):
     raise UserError(
-      f'world:arithmetic with count={count}, noise={noise}, copies={copies}, workings={workings}: there are 1 to '
-      f'{len(every)} problems, noise and workings are shares between 0 and 1, and of each problem there is at least 1 '
-      'text'
+      f'world:arithmetic with count={count}, noise={noise}, copies={copies}, workings={workings}, spread={spread}: '
+      f'there are 1 to {len(every)} problems, noise and workings are shares between 0 and 1, spread is 0 or more, and '
+      'of each problem there is at least 1 text'
     )
   examples, seed = [], own_seed(seed, split)
   for i, (form, a, b, c) in enumerate(shuffled(every, seed, 10)[:count]):
@@ -56,6 +64,8 @@ def arithmetic(
     value, step = right(a, b, c), first(a, b, c)
     slips = [value + slip for slip in (-10, -1, 1, 10) if value + slip >= 0]
     misses = slips + [confused(a, b, c)] * len(slips)
+    if spread:
+      misses = [n for n in range(max(value - spread, 0), value + spread + 1) if n != value]
     luck, pick = dice(seed, i, 11, size=64 + 3 * copies)
     rate = noise * (0.5 + next(luck))
     pains, word = dice(seed, i, 23, size=64 + 2 * copies)  # a draw of its own: with workings=0 nothing else changes
