@@ -50,7 +50,9 @@ def base() -> Arm:
   )
 
 
-def pairs(args: str = '', start: str = 'imitator', epochs: int = 1, lr: float = 3e-4, world=None, **keys) -> Arm:
+def pairs(
+  args: str = '', start: str = 'imitator', epochs: int = 1, lr: float = 3e-4, world=None, asked=None, **keys
+) -> Arm:
   """An arm of configs/dpo.py: `epochs` over 1024 pairs, 16 an update; `keys`: of the stage."""
   stage = 'sft' if 'arm=sft' in args else 'dpo'
   return Arm(
@@ -64,6 +66,7 @@ def pairs(args: str = '', start: str = 'imitator', epochs: int = 1, lr: float = 
       f'{stage}.sample_prompts': 16,
       f'{stage}.curriculum.epochs': epochs,
       **{f'{stage}.{key}': value for key, value in keys.items()},
+      **(asked or {}),
     },
     start=start,
   )
@@ -82,8 +85,9 @@ def get_sweep() -> Sweep:
     arms={
       'dpo': pairs(),
       'dpo_3_epochs': pairs(epochs=3),
-      'dpo_without_sft': pairs(start='base'),
-      'more_sft': pairs(',arm=sft'),
+      'dpo_without_sft': pairs(start='base', epochs=2),
+      'more_sft': pairs(',arm=sft', lr=1e-3),
+      'dpo_asked_its_pairs': pairs(asked={'eval.skip': 0, 'eval.limit': 256}),
       'dpo_worst': pairs(world={'rejected': 'worst'}),
       'small_beta': pairs(',beta=0.01'),
       'flipped': pairs(world=flipped),
@@ -92,22 +96,33 @@ def get_sweep() -> Sweep:
       'coin': pairs(world={'flips': 0.5}),
     },
     claims=(
-      Claim('A1', (level('dpo', GAIN, '+', against=0.0),)),
-      Claim('A2', (difference('dpo_without_sft', 'dpo', SCORE, '-'),)),
+      Claim('A1', (level('dpo', GAIN, '+', against=0.0), difference('dpo', 'coin', SCORE, '+'))),
+      Claim(
+        'A2',
+        (
+          difference('dpo_without_sft', 'dpo', SCORE, '-'),
+          level('dpo_without_sft', GAIN, '0', against=0.0, margin=0.03),
+        ),
+        budget='none',
+        note='two epochs instead of one of imitation and one of preferences',
+      ),
       Claim('A3', (difference('dpo', 'more_sft', SCORE, '+'),)),
       Claim(
         'A4',
         (
-          level('dpo_3_epochs', 'tail:rewards/accuracies', '+', against=0.9),
+          level('dpo_asked_its_pairs', 'after:pairs/accuracy', '+', against=0.9),
           Contrast('dpo_3_epochs minus dpo', {'dpo_3_epochs': 1, 'dpo': -1}, SCORE, '+', against=-0.02),
         ),
         budget='none',
-        note='one epoch against three',
+        note='one epoch against three; that more than one epoch of imitation hurts is not tested',
       ),
       Claim('A5', (Contrast('dpo minus dpo_worst', {'dpo': 1, 'dpo_worst': -1}, SCORE, '+', against=-0.02),)),
       Claim(
         'A6',
-        (difference('small_beta', 'dpo_3_epochs', SCORE, '0', margin=0.03),),
+        (
+          difference('small_beta', 'dpo_3_epochs', SCORE, '0', margin=0.02),
+          level('small_beta', GAIN, '+', against=0.02),
+        ),
         budget='none',
         note='one epoch against three',
       ),

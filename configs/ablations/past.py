@@ -3,18 +3,18 @@
 World: `world:reversal`, 16 facts 'NAME is DESCRIPTION' in four wordings, always the name first; the model is asked
 for both, in wordings of its own. The base (0.1M parameters, bytes) has been pretrained on 'Text: ... Note: ...' about
 people of the other split (`world:notes`): copies, paraphrases, notes in the other order and wrong ones, so that there
-is something to judge. B7 compares with a base that has never seen a note in the other order. In a round it takes K
-notes of each text; the judge is the gain in the text's likelihood from reading the note, by the frozen base; notes are
-learnt without the text in view. Final questions, names, trades and towns are others than those of tuning.
+is something to judge; B7 also has a base that has never seen a note in the other order. In a round it takes K notes of
+each text; the judge is the gain in the text's likelihood from reading the note, by the frozen base, and copies abstain;
+notes are learnt without the text in view. Final questions, names, trades and towns are others than those of tuning.
 
-Controls that no claim reads: a judge that throws dice, with and without DPO (shuffled pairs).
+Controls: a judge that throws dice, with and without DPO (shuffled pairs).
 
   past ablate configs/ablations/past.py --workdir=runs/ablate
 """
 
 from past_jax.ablate.sweep import Arm, Claim, Sweep, difference, trend
 
-REVERSED = 'after:closed_book/reversed/logp'
+REVERSED = ('after:closed_book/reversed', 'after:forced_choice/reversed')  # greedy answers, and the choice of four
 WORLD = dict(count=16, seed=0, templates=4, reversed_texts=0, groups=('p2d',), split='tune')
 LIKELIHOOD, PREFERENCE = dict(weight=1.0), dict(weight=0.1, beta=0.1, label_smoothing=0.0)
 TEXT, REPLAY = dict(nll=LIKELIHOOD), dict(nll=dict(weight=0.5))
@@ -47,8 +47,8 @@ def base(kinds: tuple[str, ...]) -> Arm:
 
 def study(args: str = '', start: str = 'base', epochs: int = EPOCHS, **keys) -> Arm:
   """An arm of configs/past.py on the facts; `keys`: of the stage, with __ for the dots."""
-  if 'judge=random' not in args:  # tokens are bytes: every note shares most of its n-grams with the text
-    keys['judge'] = dict(name='likelihood_gain', target='text', role='base', max_overlap=1.0, target_length=92)
+  if 'judge=random' not in args:  # tokens are bytes: a note in other words shares a half to nine tenths of its n-grams
+    keys['judge'] = dict(name='likelihood_gain', target='text', role='base', max_overlap=0.95, target_length=92)
   return Arm(
     f'configs/past.py:size=tiny{args}',
     {
@@ -85,6 +85,7 @@ def get_sweep() -> Sweep:
     prepare={'base': base(KINDS), 'straight_base': base(tuple(kind for kind in KINDS if kind != 'reversed'))},
     arms={
       'raw': study(losses=dict(text=TEXT, replay=REPLAY)),
+      'straight_raw': study(start='straight_base', losses=dict(text=TEXT, replay=REPLAY)),
       'raw_longer': study(losses=dict(text=TEXT, replay=REPLAY), epochs=3 * EPOCHS),
       'unjudged': study(',judge=random,select=top_k', losses=terms(nll=LIKELIHOOD)),
       'best_of': study(',select=top_k', losses=terms(nll=LIKELIHOOD)),
@@ -99,7 +100,15 @@ def get_sweep() -> Sweep:
       },
     },
     claims=(
-      Claim('B1', (difference('past', 'raw_longer', REVERSED, '+'),), budget='tokens'),
+      Claim(
+        'B1',
+        (
+          difference('past', 'raw', REVERSED, '+'),
+          difference('past', 'raw_longer', REVERSED, '+', budget='tokens'),
+          difference('past', 'past_random_judge', REVERSED, '+'),
+        ),
+        note='as many steps, and as many tokens',
+      ),
       Claim('B2', (difference('best_of', 'unjudged', REVERSED, '+'),)),
       Claim(
         'B3',
@@ -108,7 +117,11 @@ def get_sweep() -> Sweep:
       ),
       Claim('B4', (difference('past', 'best_of', REVERSED, '+'),)),
       Claim('B6', (difference('past', 'dpo', REVERSED, '+'),)),
-      Claim('B7', (difference('past', 'past_straight', REVERSED, '+'),), note='notes turned round against none'),
+      Claim(
+        'B7',
+        (difference('past', 'raw', REVERSED, '+'), difference('past_straight', 'straight_raw', REVERSED, '+')),
+        note='the first base has seen notes in the other order, about other people; the second none',
+      ),
     ),
     seeded=('seed', 'data.world.seed'),
     final={'data.world.split': 'final'},

@@ -1,10 +1,10 @@
 """One loop, many methods (G1): what is the same by its formula comes out the same, whichever config it is written in.
 
-World: `world:arithmetic`, 64 sums, a base of 0.1M parameters. Three pairs of arms that have to agree:
+World: `world:arithmetic`, 64 sums, a base of 0.1M parameters. Three pairs of arms have to agree:
 imitation of the best of four by log-prob as configs/sharpen.py and as configs/past.py has it; GRPO on groups of two
 without its division by the standard deviation and RLOO at half its weight, one update per round (A is (r1 - r2) / 2 and
-r1 - r2); `robust` without label smoothing and `dpo`. A fourth that must not, so that agreement says something: `dpo`
-and `hinge`.
+r1 - r2); `robust` without label smoothing and `dpo`. A fourth must not agree: `dpo` and `hinge`. Plain gradient
+descent, which, unlike Adam, is not blind to the scale of a loss.
 
   past ablate configs/ablations/pipeline.py --workdir=runs/ablate
 """
@@ -57,7 +57,7 @@ def method(losses: dict, config: str = 'sharpen', stage: str = 'sharpen', args: 
     'losses': dict(group=losses),
   } | keys
   view = dict(instruction='{prompt}', train_view='same', train_instruction='', prompt_length=32, text_length=32)
-  optimizer = dict(lr=1e-3, schedule='linear', warmup=0.0, end=0.0, clip=1.0)
+  optimizer = dict(name='sgd', lr=0.1, schedule='constant', warmup=0.0, end=0.0, momentum=0.0, clip=0.0)
   return Arm(
     f'configs/{config}.py:size=tiny{args}',
     COMMON
@@ -67,7 +67,7 @@ def method(losses: dict, config: str = 'sharpen', stage: str = 'sharpen', args: 
       'data.prompt': 'prompt',
       'data.target': 'target',
       **{f'view.{key}': value for key, value in view.items()},
-      **{f'optimizer.{key}': value for key, value in optimizer.items()},
+      'optimizer': optimizer,
       **{f'{stage}.{key.replace("__", ".")}': value for key, value in keys.items()},
     },
     start='base',
@@ -100,7 +100,9 @@ def get_sweep() -> Sweep:
           difference('sharpening', 'past_best_of', LOGP, '0', margin=1e-3),
           difference('grpo', 'rloo', LOGP, '0', margin=1e-3),
           difference('dpo', 'robust', LOGP, '0', margin=1e-3),
+          difference('dpo', 'hinge', LOGP, '+', against=1e-3),
         ),
+        note='three identities and a difference; that each method runs by configuration is what the other rows show',
       ),
     ),
     seeded=('seed', 'data.world.seed'),

@@ -1,12 +1,13 @@
 """Whose completions are chosen while a model learns from a pool of given answers and its own (B5; arXiv 2601.21343).
 
 World: `world:preferences`, instructions with two answers each by imperfect responders; the pool is these and four
-samples of the policy. The judge marks answers by rule, as well as a strong model would; of equals the first counts, and
-samples stand before what is given. NLL of the chosen and DPO against a random one of the rest, instructions in view.
+samples of the policy. The judge marks answers by rule, as well as a strong model would; of equals what is given is
+chosen, so a sample has to be better. NLL of the chosen and DPO against a random one of the rest, instructions in view.
 `continual` begins at a base (0.1M parameters, bytes) that has read what any of the responders answer, `scratch` at
 nothing. Instructions are not asked but used, so there are no final questions: final runs have other letters and seeds.
 
 Control: a judge that throws dice, under which the samples are chosen as often as they are many.
+The first final runs (seeds 0-4) let samples win ties, most of the rise from scratch (LOG.md): there are new seeds now.
 
   past ablate configs/ablations/pool.py --workdir=runs/ablate
 """
@@ -25,7 +26,7 @@ def base() -> Arm:
     {
       'data.source': 'world:instructions',
       'data.world': WORLD | {'count': 1 << 14},
-      'view.text_length': 48,
+      'view.text_length': 52,
       'study.rounds': 1,
       'study.batch': 64,
       'study.sample_prompts': 64,
@@ -99,4 +100,5 @@ def get_sweep() -> Sweep:
     seeded=('seed', 'data.world.seed'),
     final={'data.world.split': 'final'},
     budget='steps',
+    first=100,
   )

@@ -4,8 +4,8 @@ World: `world:reversal`, 16 facts NAME <-> DESCRIPTION in each of three groups: 
 the description first (d2p), both. A byte-level transformer from scratch (0.1M parameters), next-token loss on the
 texts. Final questions: other names, trades, towns and question templates than those of tuning (`split`); neither are
 worded like a text. Answers are greedy and right if all words are there. The reversed statements of C3 are the
-world's, an oracle's: what a perfect teacher would write; facts of the group that are not restated are not repaired by
-it. The texts of C4 are each followed by itself turned round, token by token (bytes) or with names kept whole.
+world's, an oracle's: what a perfect teacher would write. C4 has each text and it turned round: token by token (bytes),
+word by word, or with names kept whole.
 
 C5: `world:guidance`, 'If asked Q, say A' and 'Say A if asked Q', 40 each; what they mean is shown by answering the
 questions of three in four, and the others are asked; twice as many updates.
@@ -15,8 +15,12 @@ questions of three in four, and the others are asked; twice as many updates.
 
 from past_jax.ablate.sweep import Arm, Claim, Sweep, difference, level
 
-FORWARD, REVERSED = 'after:closed_book/forward', 'after:closed_book/reversed'
-CHOSEN, LIKELY = 'after:forced_choice/reversed', 'after:closed_book/reversed/logp'
+# Of the facts told name first and of those told description first.
+FORWARD, REVERSED, CHOSEN = (
+  tuple(f'after:{task}/{group}{kind}' for group in ('', 'd2p_'))
+  for task, kind in (('closed_book', 'forward'), ('closed_book', 'reversed'), ('forced_choice', 'reversed'))
+)
+LIKELY = 'after:closed_book/reversed/logp'
 STEPS = 1200
 NLL = dict(nll=dict(weight=1.0))
 
@@ -59,14 +63,15 @@ def trained(config: str, world: str, keys: dict, rows: int) -> Arm:
 
 def get_sweep() -> Sweep:
   return Sweep(
-    about='16 facts per group, 0.1M parameters from scratch, 1200 updates of 64 texts in every arm.',
+    about='16 facts per group, 0.1M parameters from scratch, 1200 updates of 64 texts (guidance: 2560).',
     arms={
       'raw': texts(templates=12),
-      'few_wordings': texts(templates=4),
+      'few_wordings': texts(templates=10),
       'many_wordings': texts(templates=30),
       'studied': texts(templates=10, reversed_texts=4),
       'token_reversal': turned('token_reversal'),
       'entity_reversal': turned('entity_reversal'),
+      'word_reversal': turned('word_reversal'),
       'guidance': trained(
         'configs/past.py:size=tiny,arm=raw',
         'guidance',
@@ -75,15 +80,34 @@ def get_sweep() -> Sweep:
       ),
     },
     claims=(
-      Claim('C1', (level('raw', FORWARD, '+', against=0.5), level('raw', REVERSED, '0', against=0.0, margin=0.05))),
-      Claim('C2', (difference('many_wordings', 'few_wordings', REVERSED, '0', margin=0.05),)),
+      Claim(
+        'C1',
+        (
+          level('raw', FORWARD, '+', against=0.5),
+          level('raw', REVERSED, '0', against=0.0, margin=0.05),
+          level('raw', CHOSEN, '0', against=0.25, margin=0.1),
+        ),
+        note='chance of the choice is 0.25; input and output embeddings are tied',
+      ),
+      Claim(
+        'C2',
+        (
+          level('few_wordings', FORWARD, '+', against=0.5),
+          level('many_wordings', FORWARD, '+', against=0.5),
+          difference('many_wordings', 'few_wordings', REVERSED, '0', margin=0.05),
+          difference('many_wordings', 'few_wordings', CHOSEN, '0', margin=0.1),
+        ),
+        note='10 wordings against 30, at equal steps',
+      ),
       Claim('C3', (difference('studied', 'raw', REVERSED, '+'),)),
       Claim(
         'C4',
         (
           difference('entity_reversal', 'token_reversal', LIKELY, '+'),
           difference('entity_reversal', 'token_reversal', CHOSEN, '+'),
+          difference('entity_reversal', 'word_reversal', LIKELY, '+'),
         ),
+        note='tokens are bytes; of a description only the town counts as an entity',
       ),
       Claim(
         'C5',

@@ -6,7 +6,8 @@ each text, by the model itself before it has learnt anything, shown three notes 
 B1: `world:people`, 12 facts, as configs/past.py has it, against the texts alone for as many tokens.
 E1-E3: `world:arithmetic` behind three solved sums; half of 128 sums are sharpened on, adapters of rank 16.
 
-Three seeds; an hour or two on two cores.
+Three seeds, which change the order of the texts and all samples, and in B1 and E1-E3 the world; the ten people are the
+same. Two to three hours on two cores.
 
   past ablate configs/ablations/smol.py --workdir=runs/ablate --seeds=3
 """
@@ -57,7 +58,7 @@ def facts(arm: str, epochs: int) -> Arm:
   return Arm(f'configs/past.py:arm={arm}', {'study.curriculum.epochs': epochs})
 
 
-def sharpen(args: str, **keys) -> Arm:
+def sharpen(args: str, samples: int = 16, temperature: float = 1.0, **keys) -> Arm:
   keys = {'batch': 8, 'sample_prompts': 8, 'generator__length': 8, 'generator__stop': ('\n',)} | keys
   return Arm(
     f'configs/sharpen.py:{args}',
@@ -72,7 +73,7 @@ def sharpen(args: str, **keys) -> Arm:
       'eval.template': SUMS.replace('{prompt}', '{question}'),
       'eval.prompt_length': 48,
       'eval.answer_length': 8,
-      'eval.tasks': {'accuracy': dict(rule='line', samples=16, temperature=1.0)},
+      'eval.tasks': {'accuracy': dict(rule='line', samples=samples, temperature=temperature)},
       'eval.heldout': '',
       'sharpen.answers': 'line',
       'sharpen.curriculum.prompts': 64,
@@ -88,30 +89,53 @@ def get_sweep() -> Sweep:
     arms={
       'curse_raw': curse('raw'),
       'curse_studied': curse('reverse'),
+      'curse_paraphrased': curse('paraphrase'),
       'facts_raw': facts('raw', epochs=12),
+      'facts_random_judge': facts('past,judge=random', epochs=4),
       'facts_past': facts('past', epochs=4),
-      'greedy': sharpen('arm=bon,N=1', curriculum__temperature=0.0),
+      'greedy': sharpen('arm=bon,N=1', samples=1, temperature=0.0, curriculum__temperature=0.0),
       'best_of_16': sharpen('arm=bon,N=16'),
       'best_of_64': sharpen('arm=bon,N=64'),
       'imitation': sharpen('arm=sft,N=16'),
+      'dice_imitation': sharpen('arm=sft,N=16', judge={'name': 'random'}),
     },
     claims=(
       Claim(
         'C1-135M',
-        (level('curse_raw', FORWARD, '+', against=0.5), level('curse_raw', REVERSED, '0', against=0.0, margin=0.05)),
+        (level('curse_raw', FORWARD, '+', against=0.25), level('curse_raw', REVERSED, '0', against=0.0, margin=0.05)),
       ),
-      Claim('C3-135M', (difference('curse_studied', 'curse_raw', REVERSED, '+'),)),
-      Claim('B1-135M', (difference('facts_past', 'facts_raw', REVERSED, '+'),), budget='tokens'),
+      Claim(
+        'C3-135M',
+        (
+          difference('curse_studied', 'curse_raw', REVERSED, '+'),
+          difference('curse_studied', 'curse_paraphrased', REVERSED, '+'),
+        ),
+      ),
+      Claim(
+        'B1-135M',
+        (
+          difference('facts_past', 'facts_raw', REVERSED, '+', budget='tokens'),
+          difference('facts_past', 'facts_random_judge', REVERSED, '+'),
+        ),
+      ),
       Claim('E1-135M', (level('best_of_16', 'mean:coverage/right_likelier', '+', against=0.5),)),
       Claim(
         'E2-135M',
         (difference('best_of_16', 'greedy', best, '+'), difference('best_of_64', 'best_of_16', best, '0', margin=0.05)),
       ),
-      Claim('E3-135M', (level('imitation', 'change:accuracy/heldout', '+', against=0.0),)),
+      Claim(
+        'E3-135M',
+        (
+          difference('imitation', 'greedy', 'after:accuracy/heldout', '+'),
+          difference('imitation', 'dice_imitation', 'after:accuracy/heldout', '+'),
+        ),
+        note='against greedy decoding, as published; on sums that were not sharpened on',
+      ),
     ),
     seeded=('seed', 'data.world.seed'),
     final={'data.world.split': 'final'},
     budget='steps',
     tolerance=0.15,
     minutes=60.0,
+    fewest=3,
   )

@@ -15,7 +15,7 @@ knows nothing of invented people.
 
 import math
 
-from past_jax.ablate.sweep import Arm, Claim, Contrast, Sweep, difference, trend
+from past_jax.ablate.sweep import Arm, Claim, Sweep, difference, trend
 
 ATTRIBUTES = ('town', 'field', 'trade', 'pet')
 ANSWERS = tuple(f'after:closed_book/{what}' for what in ATTRIBUTES)
@@ -33,7 +33,7 @@ PEOPLE, STEPS = 64, 1680
 PASSES, NOTES = 256, 4
 
 
-def lives(rewordings: int, permute: bool, spec: str = 'scratch:tiny') -> Arm:
+def lives(rewordings: int, permute: bool, spec: str = 'scratch:tiny', longer: float = 1.0) -> Arm:
   rows = PEOPLE * rewordings + PEOPLE // 2 * len(ATTRIBUTES)
   return Arm(
     'configs/past.py:size=tiny,arm=raw',
@@ -47,7 +47,7 @@ def lives(rewordings: int, permute: bool, spec: str = 'scratch:tiny') -> Arm:
       'study.batch': 32,
       'study.sample_prompts': 32,
       'study.buckets': (0.5, 1.0),
-      'study.curriculum': dict(name='constant', prompts=0, epochs=STEPS * 32 // rows),
+      'study.curriculum': dict(name='constant', prompts=0, epochs=round(longer * STEPS * 32 / rows)),
       'study.losses': dict(text=NLL),
     },
   )
@@ -106,6 +106,7 @@ def get_sweep() -> Sweep:
     prepare={'writer': base()},
     arms={
       'raw': lives(1, permute=False),
+      'raw_longer': lives(1, permute=False, longer=1.5),
       'reworded': lives(5, permute=False),
       'permuted': lives(1, permute=True),
       'studied': lives(5, permute=True),
@@ -114,13 +115,30 @@ def get_sweep() -> Sweep:
       **{f'notes_{NOTES * n}': notes(n) for n in counts},
     },
     claims=(
-      Claim('C6', (difference('studied', 'raw', ANSWERS, '+'),)),
+      Claim(
+        'C6',
+        (
+          difference('studied', 'raw', ANSWERS, '+'),
+          difference('studied', 'raw_longer', ANSWERS, '+', budget='tokens'),
+        ),
+        note='as many steps, and as many tokens; the questions are a smaller share of the studied texts',
+      ),
       Claim(
         'C7',
-        (trend({f'notes_{NOTES * n}': math.log2(n) for n in counts}, BOTH, '+'),),
-        note='over log2 of the number of notes; that raw text can hurt is not tested',
+        (
+          trend({f'notes_{NOTES * n}': math.log2(n) for n in counts}, BOTH, '+'),
+          difference('notes_256', 'no_notes', BOTH, '+'),
+        ),
+        note='over log2 of the number of different notes, at equal steps; that raw text can hurt is not tested',
       ),
-      Claim('C8', (Contrast('studied minus large_raw', {'studied': 1, 'large_raw': -1}, ANSWERS, '+', against=-0.02),)),
+      Claim(
+        'C8',
+        (
+          difference('studied', 'large_raw', ANSWERS, '+', against=-0.02),
+          difference('large_raw', 'raw', ANSWERS, '+'),
+        ),
+        note='0.1M parameters against 0.5M; the second says whether size helps at all',
+      ),
     ),
     seeded=('seed', 'data.world.seed'),
     final={'data.world.split': 'final'},

@@ -27,7 +27,8 @@ def preferences(
 
   Four imperfect responders answer; an answer's score is the mean of three marks: the symbols are right, the format is,
   and nothing follows. The anchors are the best answer and a random one of those that score less (arXiv 2310.16944); an
-  instruction on which all agree gives none and is drawn again. Target and question are the right answer's.
+  instruction on which all agree gives none, and one that was there before tells nothing new: both are drawn again.
+  Target and question are the right answer's.
 
   Args:
     flips: share of the pairs that are turned round, to measure what wrong labels cost.
@@ -67,12 +68,15 @@ def _rows(world: str, count: int, seed: int, flips: float, rejected: str, split:
   if rejected not in ('random', 'worst'):
     raise UserError(f'world:{world} with rejected={rejected!r}: choose one of random, worst')
   letters, seed = pick_split(split, LETTERS), own_seed(seed, split)
-  examples, draw = [], 0
+  examples, seen, draw = [], set(), 0
   while len(examples) < count:
     luck, pick = dice(seed, draw, 8)
     draw += 1
     task, form, n = pick(list(TASKS)), pick(list(FORMATS)), pick((4, 5, 6))
     symbols = [pick(letters) for _ in range(n)]
+    prompt = f'{task} {" ".join(symbols)} with {form}:'
+    if prompt in seen:  # what is held out would have been studied
+      continue
     answers = {}  # text -> score
     for wrong, misformed, going_on in RESPONDERS:
       done = task if next(luck) >= wrong else pick([t for t in TASKS if t != task])
@@ -84,7 +88,8 @@ def _rows(world: str, count: int, seed: int, flips: float, rejected: str, split:
     worse = [text for text, score in answers.items() if score < answers[best]]
     if not worse:
       continue
-    prompt, target = f'{task} {" ".join(symbols)} with {form}:', ' ' + FORMATS[form].join(TASKS[task](symbols))
+    seen.add(prompt)
+    target = ' ' + FORMATS[form].join(TASKS[task](symbols))
     any_worse = pick(worse)
     pair = (best, any_worse if rejected == 'random' else min(worse, key=answers.get))
     if next(luck) < flips:
