@@ -155,8 +155,8 @@ def test_the_original_and_a_rewrite_are_candidates_beside_the_samples(tmp_path):
   (step,) = rows(tmp_path / 'run' / 'metrics.jsonl')
   groups = rows(tmp_path / 'run' / 'groups.jsonl')
   for row in groups:
-    assert [c['source'] for c in row['completions']] == [0, 0, 0, 0, 1, -1]
-    original = row['completions'][-1]
+    assert [c['source'] for c in row['completions']] == [-1, 0, 0, 0, 0, 1]  # of equals what is given is chosen
+    original = row['completions'][0]
     assert row['text'].startswith(original['text']) and original['tokens'] == 32  # cut to the samples' length
   kept = [c for row in groups for c in row['completions'] if c['tokens']]
   share = np.mean([c['source'] >= 0 for c in kept])
