@@ -51,8 +51,8 @@ def sampler(
 
     return generate
 
-  parts = [given()] * anchors + [of(role, group)] + [of(opponent, opponents)] * bool(opponents)
-  return mixture(parts) if len(parts) > 1 else parts[0]
+  parts = [of(role, group)] + [of(opponent, opponents)] * bool(opponents)
+  return mixture(parts, given() if anchors else None) if anchors or len(parts) > 1 else parts[0]
 
 
 def given(mismatched: bool = False) -> Generator:
@@ -87,8 +87,8 @@ def given(mismatched: bool = False) -> Generator:
   return generate
 
 
-def mixture(parts: Sequence[Generator]) -> Generator:
-  """The members of several generators as one group; `source` tells the part (given ones keep theirs).
+def mixture(parts: Sequence[Generator], first: Generator | None = None) -> Generator:
+  """The members of several generators as one group; `source` tells the part. Given ones, of `first`, stand first.
 
   Lengths are padded, and the log-probs of given members are 0.
   """
@@ -98,7 +98,10 @@ def mixture(parts: Sequence[Generator]) -> Generator:
     for i, part in enumerate(parts):
       keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, i)
       group = part(weights, keys, prompts, temperature)
-      groups.append((group, jnp.where(group.source_BxG < 0, group.source_BxG, i)))
+      groups.append((group, jnp.full_like(group.source_BxG, i)))
+    if first is not None:
+      group = first(weights, keys_B, prompts, temperature)
+      groups.insert(0, (group, group.source_BxG))
     T = max(group.ids_BxGxT.shape[2] for group, _ in groups)
     join = lambda name: jnp.concatenate([getattr(group, name) for group, _ in groups], axis=1)
     wide = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, T - x.shape[2])))
