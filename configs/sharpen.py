@@ -27,7 +27,8 @@ size=tiny: all parameters of a model of 0.1M, which has to know the task a littl
 wrote. Nothing is learned of scratch:tiny, which only shows that it runs. With a base that has read 8 texts of each sum,
 a share of 0.45 of them wrong, right of 16 samples at temperature 1 (one seed, 128 sums, 64 updates): 0.56 before, 0.78
 after arm=sft, 0.68 after arm=dpo and 0.64 after arm=regression with N=16, 0.66 after arm=xpo. On sums that were not
-sharpened on such a model learns nothing (0.57 and 0.53): configs/ablations/sharpening.py, RESULTS.md.
+sharpened on such a model learns nothing (0.57 and 0.53), and greedy decoding before it had 0.82 (LOG.md; the base of
+configs/ablations/sharpening.py is another one).
 """
 
 from configs import common
