@@ -15,7 +15,6 @@ pytestmark = [
   pytest.mark.slow,
   pytest.mark.filterwarnings('ignore'),  # of packages that the harness brings along
 ]
-harness = pytest.importorskip('lm_eval', reason='needs pip install "past-jax[tasks]"')
 
 DOCS = [{'question': f'q{i}?', 'choices': ['yes', 'no', f'w{i}'], 'answer': i % 3, 'said': '7'} for i in range(7)]
 

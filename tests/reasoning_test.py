@@ -10,10 +10,11 @@ pytestmark = [
   pytest.mark.slow,
   pytest.mark.filterwarnings('ignore'),  # of packages that it brings along
 ]
-gym = pytest.importorskip('reasoning_gym', reason='needs pip install "past-jax[tasks]"')
 
 
 def test_rows_are_the_packages_and_so_is_the_score():
+  import reasoning_gym as gym
+
   rows = TABLE['reasoning']('chain_sum', 5, 3, {'min_terms': 2, 'max_terms': 2}).examples
   theirs = gym.create_dataset('chain_sum', size=5, seed=3, min_terms=2, max_terms=2)
   assert [(e.prompt, e.target.strip()) for e in rows] == [(row['question'], row['answer']) for row in theirs]

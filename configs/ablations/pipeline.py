@@ -57,7 +57,7 @@ def method(losses: dict, config: str = 'sharpen', stage: str = 'sharpen', args: 
     'losses': dict(group=losses),
   } | keys
   view = dict(instruction='{prompt}', train_view='same', train_instruction='', prompt_length=32, text_length=32)
-  optimizer = dict(name='sgd', lr=0.1, schedule='constant', warmup=0.0, end=0.0, momentum=0.0, clip=0.0)
+  optimizer = dict(name='sgd', lr=0.02, schedule='constant', warmup=0.0, end=0.0, momentum=0.0, clip=0.0)
   return Arm(
     f'configs/{config}.py:size=tiny{args}',
     COMMON

@@ -1,8 +1,9 @@
 """Whose completions are chosen while a model learns from a pool of given answers and its own (B5; arXiv 2601.21343).
 
-World: `world:preferences`, instructions with two answers each by imperfect responders; the pool is these and four
-samples of the policy. The judge marks answers by rule, as well as a strong model would; of equals what is given is
-chosen, so a sample has to be better. NLL of the chosen and DPO against a random one of the rest, instructions in view.
+World: `world:preferences`, instructions that four imperfect responders answer; the pool is one of their answers that is
+not the best, and four samples of the policy. The judge marks answers by rule, as well as a strong model would; of
+equals what is given is chosen, so a sample has to be better. NLL of the chosen and DPO against a random one of the
+rest, instructions in view.
 `continual` begins at a base (0.1M parameters, bytes) that has read what any of the responders answer, `scratch` at
 nothing. Instructions are not asked but used, so there are no final questions: final runs have other letters and seeds.
 
@@ -14,7 +15,7 @@ The first final runs (seeds 0-4) let samples win ties, most of the rise from scr
 
 from past_jax.ablate.sweep import Arm, Claim, Sweep, level
 
-WORLD = dict(count=1024, seed=0, flips=0.0, split='tune')
+WORLD = dict(count=1024, seed=0, flips=1.0, split='tune')  # pairs turned round, of which the first is given
 SHARE = 'rise:study/chosen_from_policy'
 MARKS = 'past_jax.data.worlds.instructions:marks'
 
@@ -25,7 +26,7 @@ def base() -> Arm:
     'configs/past.py:size=tiny,arm=raw',
     {
       'data.source': 'world:instructions',
-      'data.world': WORLD | {'count': 1 << 14},
+      'data.world': WORLD | {'count': 1 << 14, 'flips': 0.0},
       'view.text_length': 52,
       'study.rounds': 1,
       'study.batch': 64,
@@ -66,7 +67,7 @@ def pool(start: str, lr: float, **keys) -> Arm:
       'view.train_view': 'same',
       'view.prompt_length': 40,
       'view.text_length': 24,
-      'view.anchors': 2,
+      'view.anchors': 1,
       'optimizer.lr': lr,
       'study.generator.length': 24,
       'study.generator.anchors': True,
@@ -83,7 +84,7 @@ def pool(start: str, lr: float, **keys) -> Arm:
 
 def get_sweep() -> Sweep:
   return Sweep(
-    about='16 rounds of 128 instructions with two given answers and four samples each, 0.1M parameters.',
+    about='16 rounds of 128 instructions with one given answer and four samples each, 0.1M parameters.',
     prepare={'base': base()},
     arms={
       'continual': pool('base', lr=1e-3),
