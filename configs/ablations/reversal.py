@@ -21,7 +21,7 @@ FORWARD, REVERSED, CHOSEN = (
   for task, kind in (('closed_book', 'forward'), ('closed_book', 'reversed'), ('forced_choice', 'reversed'))
 )
 LIKELY = 'after:closed_book/reversed/logp'
-STEPS = 1200
+STEPS = 600
 NLL = dict(nll=dict(weight=1.0))
 
 
@@ -63,7 +63,7 @@ def trained(config: str, world: str, keys: dict, rows: int) -> Arm:
 
 def get_sweep() -> Sweep:
   return Sweep(
-    about='16 facts per group, 0.1M parameters from scratch, 1200 updates of 64 texts (guidance: 2560).',
+    about='16 facts per group, 0.1M parameters from scratch, 600 updates of 64 texts (guidance: 1280).',
     arms={
       'raw': texts(templates=12),
       'few_wordings': texts(templates=10),
