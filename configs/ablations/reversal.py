@@ -7,8 +7,8 @@ worded like a text. Answers are greedy and right if all words are there. The rev
 world's, an oracle's: what a perfect teacher would write. C4 has each text and it turned round: token by token (bytes),
 word by word, or with names kept whole.
 
-C5: `world:guidance`, 'If asked Q, say A' and 'Say A if asked Q', 40 each; what they mean is shown by answering the
-questions of three in four, and the others are asked; twice as many updates.
+C5: `world:guidance`, 'If asked Q, say A' and 'Say A if asked Q', 128 each; what they mean is shown by answering the
+questions of seven in ten, and the others are asked; twice as many updates.
 
   past ablate configs/ablations/reversal.py --workdir=runs/ablate
 """
@@ -75,8 +75,8 @@ def get_sweep() -> Sweep:
       'guidance': trained(
         'configs/past.py:size=tiny,arm=raw',
         'guidance',
-        dict(count=128, seed=0, shown=0.85, split='tune'),
-        rows=493,  # half of its texts, so twice as many updates
+        dict(count=128, seed=0, shown=0.7, split='tune'),
+        rows=474,  # half of its texts, so twice as many updates
       ),
     },
     claims=(
@@ -113,9 +113,11 @@ def get_sweep() -> Sweep:
       Claim(
         'C5',
         (
-          level('guidance', 'after:closed_book/forward', '+', against=0.5),
+          level('guidance', 'after:forced_choice/forward', '+', against=0.5),
+          level('guidance', 'after:forced_choice/reversed', '-', against=0.4),
           level('guidance', 'after:closed_book/reversed', '0', against=0.0, margin=0.1),
         ),
+        note='by choice of four (chance 0.25): models of this size do not get to write the answers',
       ),
     ),
     seeded=('seed', 'data.world.seed'),
