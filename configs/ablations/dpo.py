@@ -3,8 +3,10 @@
 World: `world:preferences`, instructions such as 'sort d b a c with commas:', four imperfect responders; the mean of
 three marks (right symbols, right format, nothing behind) is the teacher's score. The base (0.1M parameters, bytes) has
 been pretrained on what any of the responders answer, mixed formats and junk included; `imitator` is it after one epoch
-on the best answers to other instructions; preferences are the best answer against a random one of those that score
-less. Final instructions are held out and of other letters than those of tuning; the score is that of greedy answers.
+on answers to other instructions, half of them the better and half the worse one; preferences are the best answer
+against a random one of those that score less. Final instructions are held out and of other letters than those of
+tuning; the score is that of samples at temperature 0.7, as MT-Bench has it: greedy decoding finds what most responders
+say, which is right as it is.
 
 Controls that no claim reads: labels by the toss of a coin.
 
@@ -21,7 +23,10 @@ WORLD = dict(count=ROWS + HELDOUT, seed=0, flips=0.0, split='tune')
 COMMON = {
   'eval.sources': {'heldout': 'world:preferences'},
   'eval.skip': ROWS,
-  'eval.tasks': {'accuracy': {'function': 'past_jax.data.worlds.instructions:marks'}, 'pair_accuracy': {}},
+  'eval.tasks': {
+    'accuracy': {'function': 'past_jax.data.worlds.instructions:marks', 'samples': 4, 'temperature': 0.7},
+    'pair_accuracy': {},
+  },
   'eval.questions': 0,
   'eval.chunk': 64,
   'eval.heldout': '',
@@ -51,7 +56,7 @@ def base() -> Arm:
 
 
 def pairs(
-  args: str = '', start: str = 'imitator', epochs: int = 1, lr: float = 3e-4, world=None, asked=None, **keys
+  args: str = '', start: str = 'imitator', epochs: int = 1, lr: float = 5e-5, world=None, asked=None, **keys
 ) -> Arm:
   """An arm of configs/dpo.py: `epochs` over 1024 pairs, 16 an update; `keys`: of the stage."""
   stage = 'sft' if 'arm=sft' in args else 'dpo'
@@ -73,7 +78,7 @@ def pairs(
 
 
 def get_sweep() -> Sweep:
-  imitator = pairs(',arm=sft', start='base', lr=1e-3)
+  imitator = pairs(',arm=sft', start='base', lr=1e-3, world={'flips': 0.5})  # any answer, not the better one
   flipped = {'flips': 0.3}
   smoothed = lambda loss: {'losses': {'group': {loss: dict(weight=1.0, beta=0.1, label_smoothing=0.3)}}}
   return Sweep(
