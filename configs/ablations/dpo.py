@@ -56,7 +56,7 @@ def base() -> Arm:
 
 
 def pairs(
-  args: str = '', start: str = 'imitator', epochs: int = 1, lr: float = 5e-5, world=None, asked=None, **keys
+  args: str = '', start: str = 'imitator', epochs: int = 1, lr: float = 1e-4, world=None, asked=None, **keys
 ) -> Arm:
   """An arm of configs/dpo.py: `epochs` over 1024 pairs, 16 an update; `keys`: of the stage."""
   stage = 'sft' if 'arm=sft' in args else 'dpo'
