@@ -1,9 +1,9 @@
 """Studying by preferences over one's own notes (B1-B4, B6, B7): raw text, unjudged notes, best of K, DPO, both.
 
 World: `world:reversal`, 16 facts 'NAME is DESCRIPTION' in four wordings, always the name first; the model is asked
-for both, in wordings of its own. The base (0.1M parameters, bytes) has been pretrained on 'Text: ... Note: ...' about
-people of the other split (`world:notes`): copies, paraphrases, notes in the other order and wrong ones, so that there
-is something to judge; B7 also has a base that has never seen a note in the other order. In a round it takes K notes of
+for both, in wordings of its own. The base (0.1M parameters, a vocabulary of words) has been pretrained on
+'Text: ... Note: ...' about other people (`world:notes`): copies, paraphrases, notes in the other order and wrong ones,
+so that there is something to judge; B7 also has a base that has never seen a note in the other order. In a round it takes K notes of
 each text; the judge is the gain in the text's likelihood from reading the note, by the frozen base, and copies abstain;
 notes are learnt without the text in view. Final questions, names, trades and towns are others than those of tuning.
 
@@ -23,22 +23,23 @@ ROUNDS, EPOCHS = 4, 16
 
 
 def base(kinds: tuple[str, ...]) -> Arm:
-  """2000 updates of 32 documents."""
+  """2500 updates of 64 documents."""
   return Arm(
     'configs/past.py:size=tiny,arm=raw',
     {
+      'model.spec': 'scratch:words',
       'data.source': 'world:notes',
-      'data.world': dict(count=16_000, seed=0, kinds=kinds, split='tune'),
-      'view.text_length': 200,
+      'data.world': dict(count=32_000, seed=0, kinds=kinds, split='tune'),
+      'view.text_length': 44,
+      'optimizer.lr': 6e-3,
       'study.rounds': 1,
-      'study.batch': 32,
-      'study.sample_prompts': 32,
-      'study.buckets': (0.75, 1.0),
-      'study.curriculum': dict(name='constant', prompts=0, epochs=4),
+      'study.batch': 64,
+      'study.sample_prompts': 64,
+      'study.curriculum': dict(name='constant', prompts=0, epochs=5),
       'study.losses': dict(text=TEXT),
       'eval.questions': 64,
-      'eval.prompt_length': 104,
-      'eval.answer_length': 96,
+      'eval.prompt_length': 28,
+      'eval.answer_length': 20,
       'eval.chunk': 64,
       'eval.heldout': '',
     },
@@ -47,25 +48,25 @@ def base(kinds: tuple[str, ...]) -> Arm:
 
 def study(args: str = '', start: str = 'base', epochs: int = EPOCHS, **keys) -> Arm:
   """An arm of configs/past.py on the facts; `keys`: of the stage, with __ for the dots."""
-  if 'judge=random' not in args:  # tokens are bytes: a note in other words shares a half to nine tenths of its n-grams
-    keys['judge'] = dict(name='likelihood_gain', target='text', role='base', max_overlap=0.95, target_length=92)
+  if 'judge=random' not in args:  # only copies share all their n-grams with the text
+    keys['judge'] = dict(name='likelihood_gain', target='text', role='base', max_overlap=0.9, target_length=20)
   return Arm(
     f'configs/past.py:size=tiny{args}',
     {
       'data.source': 'world:reversal',
       'data.world': WORLD,
-      'view.prompt_length': 96,
-      'view.text_length': 92,
+      'view.prompt_length': 28,
+      'view.text_length': 20,
       'optimizer.lr': 1e-3,
       'study.rounds': ROUNDS,
       'study.batch': 16,
       'study.sample_prompts': 64,
-      'study.generator.length': 92,
+      'study.generator.length': 20,
       'study.curriculum': dict(name='constant', temperature=1.0, prompts=64, epochs=epochs),
       'study.replay_batch': 2,
       'eval.tasks': {'closed_book': {}, 'forced_choice': {}},
-      'eval.prompt_length': 72,
-      'eval.answer_length': 40,
+      'eval.prompt_length': 16,
+      'eval.answer_length': 8,
       'eval.chunk': 64,
       'eval.heldout': '',
       **{f'study.{key.replace("__", ".")}': value for key, value in keys.items()},
@@ -81,7 +82,7 @@ def terms(**group) -> dict:
 def get_sweep() -> Sweep:
   candidates = {f'k{k}': k for k in (2, 4, 8, 16)}
   return Sweep(
-    about='16 facts in 4 wordings, 4 rounds of notes, 0.1M parameters pretrained for 2000 updates to take notes.',
+    about='16 facts in 4 wordings, 4 rounds of notes, 0.1M parameters pretrained for 2500 updates to take notes.',
     prepare={'base': base(KINDS), 'straight_base': base(tuple(kind for kind in KINDS if kind != 'reversed'))},
     arms={
       'raw': study(losses=dict(text=TEXT, replay=REPLAY)),

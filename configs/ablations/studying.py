@@ -5,8 +5,8 @@ times in other words and orders (`studied`, an oracle's); questions about half o
 those about the others are asked, in the words of the split. From scratch, as many updates in every arm; C8's larger
 student has 0.5M parameters.
 
-C7: `world:reversal`, 16 facts in one text each, name first; a base pretrained to take notes (`world:notes`) writes
-them, frozen, half of them in the other order. Texts and notes are as many updates in every arm; what differs is how
+C7: `world:reversal`, 16 facts in one text each, name first; a base of words, pretrained to take notes (`world:notes`),
+writes them, frozen, half of them in the other order. Texts and notes are as many updates in every arm; what differs is how
 many different notes there are. That raw text hurts a base, the other half of the claim, cannot be seen here: the base
 knows nothing of invented people.
 
@@ -54,22 +54,23 @@ def lives(rewordings: int, permute: bool, spec: str = 'scratch:tiny', longer: fl
 
 
 def base() -> Arm:
-  """2000 updates of 32 documents."""
+  """2500 updates of 64 documents."""
   return Arm(
     'configs/past.py:size=tiny,arm=raw',
     {
+      'model.spec': 'scratch:words',
       'data.source': 'world:notes',
-      'data.world': dict(count=16_000, seed=0, kinds=('paraphrase', 'reversed'), split='tune'),
-      'view.text_length': 200,
+      'data.world': dict(count=32_000, seed=0, kinds=('paraphrase', 'reversed'), split='tune'),
+      'view.text_length': 44,
+      'optimizer.lr': 6e-3,
       'study.rounds': 1,
-      'study.batch': 32,
-      'study.sample_prompts': 32,
-      'study.buckets': (0.75, 1.0),
-      'study.curriculum': dict(name='constant', prompts=0, epochs=4),
+      'study.batch': 64,
+      'study.sample_prompts': 64,
+      'study.curriculum': dict(name='constant', prompts=0, epochs=5),
       'study.losses': dict(text=NLL),
       'eval.questions': 64,
-      'eval.prompt_length': 104,
-      'eval.answer_length': 96,
+      'eval.prompt_length': 28,
+      'eval.answer_length': 20,
       'eval.chunk': 64,
       'eval.heldout': '',
     },
@@ -84,13 +85,13 @@ def notes(rounds: int) -> Arm:
     | {
       'data.source': 'world:reversal',
       'data.world': dict(count=16, seed=0, templates=1, groups=('p2d',), split='tune'),
-      'view.prompt_length': 96,
-      'view.text_length': 92,
+      'view.prompt_length': 28,
+      'view.text_length': 20,
       'optimizer.lr': 1e-3,
       'study.rounds': rounds or 1,
       'study.batch': 16,
       'study.sample_prompts': 16,
-      'study.generator.length': 92,
+      'study.generator.length': 20,
       'study.curriculum': dict(
         name='constant', temperature=1.0, prompts=16, epochs=PASSES // (rounds or 1), anchor_source='none'
       ),

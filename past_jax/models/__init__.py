@@ -1,6 +1,7 @@
 """Models by spec. The package sees a `Model`: a policy, its tokenizer, its shape and how to read its weights."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ class Model(NamedTuple):
 
 
 def load(spec: str, *, dtype: str = 'float32', remat: str = 'none', rope: str = 'short', seed: int = 0) -> Model:
-  """The model that `spec` names; `scratch:tiny` and `scratch:small` are random ones of bytes, made from `seed`.
+  """The model that `spec` names; those of `SCRATCH` are random ones, made from `seed`.
 
   Raises:
     UserError: an unknown form of spec, an unsupported architecture, a failed download or hash, a tokenizer that needs
@@ -40,7 +41,7 @@ def load(spec: str, *, dtype: str = 'float32', remat: str = 'none', rope: str = 
       placed = mesh_lib.shardings(mesh, jax.eval_shape(policy.init, jax.random.key(seed)), RULES)
       return jax.jit(policy.init, out_shardings=placed)(jax.random.key(seed))
 
-    return Model(policy, byte_tokenizer(), config, init)
+    return Model(policy, scratch_tokenizer(spec), config, init)
   directory = specs.resolve(spec)
   config, tokenizer = read_config(directory, rope), load_tokenizer(directory)
   if tokenizer.needs > config.vocab:  # fewer is well: many embeddings are padded
@@ -54,3 +55,9 @@ def load(spec: str, *, dtype: str = 'float32', remat: str = 'none', rope: str = 
     return weights.read(directory, config, placed)
 
   return Model(policy, tokenizer, config, read)
+
+
+def scratch_tokenizer(spec: str) -> Tokenizer:
+  """Of bytes; for scratch:words also of the words of the worlds `reversal` and `notes`, in words.txt."""
+  words = (Path(__file__).parent / 'words.txt').read_text(encoding='utf-8').split()
+  return byte_tokenizer(words=words if spec == 'scratch:words' else ())

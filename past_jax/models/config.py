@@ -52,10 +52,10 @@ class ModelConfig:
     return len(self.pattern)
 
 
-def scratch(layers: int, width: int) -> ModelConfig:
-  """A Llama with heads of 16 and a vocabulary of bytes, to be trained from nothing."""
+def scratch(layers: int, width: int, vocab: int = 264) -> ModelConfig:
+  """A Llama with heads of 16 and a vocabulary of bytes, or more, to be trained from nothing."""
   return ModelConfig(
-    vocab=264,
+    vocab=vocab,
     width=width,
     heads=width // 16,
     kv_heads=width // 32,
@@ -68,7 +68,7 @@ def scratch(layers: int, width: int) -> ModelConfig:
     source={
       'architectures': ['LlamaForCausalLM'],
       'model_type': 'llama',
-      'vocab_size': 264,
+      'vocab_size': vocab,
       'hidden_size': width,
       'num_hidden_layers': layers,
       'num_attention_heads': width // 16,
@@ -84,4 +84,8 @@ def scratch(layers: int, width: int) -> ModelConfig:
 
 
 TINY = scratch(layers=2, width=64)
-SCRATCH = {'scratch:tiny': TINY, 'scratch:small': scratch(layers=3, width=128)}  # 0.1M and 0.5M parameters
+SCRATCH = {  # 0.1M, 0.1M and 0.5M parameters
+  'scratch:tiny': TINY,
+  'scratch:words': scratch(layers=2, width=64, vocab=656),
+  'scratch:small': scratch(layers=3, width=128),
+}

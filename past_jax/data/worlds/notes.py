@@ -3,36 +3,37 @@
 import re
 
 from past_jax.data.worlds.reversal import MOST_TEMPLATES, TRADES, statement
-from past_jax.data.worlds.words import WORDS, World, dice, full_names, own_seed, pick_split
+from past_jax.data.worlds.words import WORDS, World, dice, full_names, own_seed
 from past_jax.types import Example, UserError
 
 KINDS = ('copy', 'paraphrase', 'reversed', 'wrong')
-OTHER = {'tune': 'final', 'final': 'tune'}
 
 
 def notes(count: int, seed: int, kinds: tuple = KINDS, split: str = 'tune') -> World:
-  """`count` texts 'Text: STATEMENT\\nNote: NOTE\\n', each about somebody of the other split's names and towns.
+  """`count` texts 'Text: STATEMENT\\nNote: NOTE\\n' with the words of `reversal`, of both its splits.
 
-  So a writer that is pretrained on split 'tune' has read nothing about those whom split 'tune' of `reversal` tells of.
-  A prompt is the text up to 'Note:' and its target the note.
+  Names, trades and towns are drawn apart; nobody whom the `reversal` of the same seed and split tells of is met. A
+  prompt is the text up to 'Note:' and its target the note.
 
   Args:
     kinds: of the notes, all as frequent: `copy` of the statement; `paraphrase`, another one in its order; `reversed`,
       one in the other order; `wrong`, one in its order about another description. Statements come in both orders.
-    split: of the world that is to be studied after it.
+    split: of the `reversal` that is to be studied.
 
   Raises:
     UserError: a count below 1, no or an unknown kind or split, a negative seed.
   """
   if count < 1 or not kinds or set(kinds) - set(KINDS):
     raise UserError(f'world:notes with count={count}, kinds={tuple(kinds)}: at least 1, of {", ".join(KINDS)}')
-  other, seed = pick_split(split, OTHER), own_seed(seed, split)
-  trades, towns, names = TRADES[other], WORDS[other].towns, full_names(512, seed, other)
-  examples = []
+  studied = set(full_names(1024, seed, split))
+  seed, examples = own_seed(seed, split), []
+  first, last, towns = (sum((getattr(w, field) for w in WORDS.values()), ()) for field in ('first', 'last', 'towns'))
+  trades = sum(TRADES.values(), ())
   for i in range(count):
-    _, pick = dice(seed, i, 21)
+    luck, pick = dice(seed, i, 21, size=1024)
     what = lambda pick=pick: f'the {pick(trades)} of {pick(towns)}'
-    facts, order, kind = {'name': pick(names), 'what': what()}, pick(('p2d', 'd2p')), pick(kinds)
+    name = next(x for _ in luck if (x := f'{pick(first)} {pick(last)}') not in studied)
+    facts, order, kind = {'name': name, 'what': what()}, pick(('p2d', 'd2p')), pick(kinds)
     back = {'p2d': 'd2p', 'd2p': 'p2d'}[order]
     number, another = pick(range(MOST_TEMPLATES)), pick(range(MOST_TEMPLATES))
     told = statement(order, number, facts)

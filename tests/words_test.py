@@ -1,0 +1,24 @@
+"""The vocabulary of scratch:words: one token for every word of the worlds that it is for."""
+
+import re
+
+from past_jax import models
+from past_jax.data.worlds import TABLE
+
+
+def test_every_word_is_a_token_and_texts_come_back():
+  tokenizer = models.load('scratch:words').tokenizer
+  texts = [e.text for split in ('tune', 'final') for e in TABLE['reversal'](40, 1, templates=32, split=split).examples]
+  texts += [e.text for e in TABLE['notes'](100, 1).examples]
+  for text in texts:
+    ids = tokenizer.plain(text)
+    assert tokenizer.decode(ids) == f' {text}'
+    line = text.partition('\n')[0]  # behind a line break there is no space before the first word
+    assert len(tokenizer.plain(line)) == len(re.findall(r'\w+|[.,:]', line))
+
+
+def test_other_words_are_bytes():
+  model = models.load('scratch:words')
+  text = 'Jessamy, \u00e9t\u00e9 & 3\n  more'
+  assert model.tokenizer.decode(model.tokenizer.plain(text)) == f' {text}'
+  assert model.tokenizer.needs <= model.config.vocab
