@@ -3,9 +3,10 @@
 World: `world:reversal`, 16 facts 'NAME is DESCRIPTION' in four wordings, always the name first; the model is asked
 for both, in wordings of its own. The base (0.1M parameters, a vocabulary of words) has been pretrained on
 'Text: ... Note: ...' about other people (`world:notes`): copies, paraphrases, notes in the other order and wrong ones,
-so that there is something to judge; B7 also has a base that has never seen a note in the other order. In a round it takes K notes of
-each text; the judge is the gain in the text's likelihood from reading the note, by the frozen base, and copies abstain;
-notes are learnt without the text in view. Final questions, names, trades and towns are others than those of tuning.
+so that there is something to judge; B7 also has a base that has never seen a note in the other order. In a round it
+takes K notes of each text; the judge is the gain in the text's likelihood from reading the note, by the frozen base,
+and copies abstain; notes are learnt without the text in view. Final questions, names, trades and towns are others than
+those of tuning.
 
 Controls: a judge that throws dice, with and without DPO (shuffled pairs).
 

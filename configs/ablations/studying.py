@@ -6,9 +6,9 @@ those about the others are asked, in the words of the split. From scratch, as ma
 student has 0.5M parameters.
 
 C7: `world:reversal`, 16 facts in one text each, name first; a base of words, pretrained to take notes (`world:notes`),
-writes them, frozen, half of them in the other order. Texts and notes are as many updates in every arm; what differs is how
-many different notes there are. That raw text hurts a base, the other half of the claim, cannot be seen here: the base
-knows nothing of invented people.
+writes them, frozen, half of them in the other order. Texts and notes are as many updates in every arm; what differs is
+how many different notes there are. That raw text hurts a base, the other half of the claim, cannot be seen here: the
+base knows nothing of invented people.
 
   past ablate configs/ablations/studying.py --workdir=runs/ablate
 """
