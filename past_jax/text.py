@@ -228,14 +228,14 @@ CHATML = (
 def byte_tokenizer(adds_bos: bool = False, words: Sequence[str] = ()) -> Tokenizer:
   """260 ids: 0..255 are the bytes of UTF-8, then <|bos|> <|eos|> <|im_start|> <|im_end|>; ChatML. Needs no files.
 
-  With `words`, each of them and the space before it is one token, too (before the special ones), and a text begins with
-  a space.
+  `words`, with the space before them if there is one, are a token each, too (before the special ones); with any, a
+  text begins with a space.
   """
   # Byte-level BPE writes each byte as one visible character: itself where printable, else the next one from U+0100.
   visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
   hidden = [b for b in range(256) if b not in visible]
   vocab = {chr(b) if b in visible else chr(0x100 + hidden.index(b)): b for b in range(256)}
-  vocab |= {f'\u0120{word}': 256 + i for i, word in enumerate(words)}  # U+0120 is how a space looks
+  vocab |= {word.replace(' ', '\u0120'): 256 + i for i, word in enumerate(words)}  # so a space looks
   backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
   backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(words), use_regex=bool(words))
   backend.decoder = decoders.ByteLevel()

@@ -47,12 +47,12 @@ def segments(pieces: list[str], most: int, seed: int) -> list[list[str]]:
 
 
 def reversed_ids(tokenizer: Tokenizer, parts: list[list[str]]) -> list[int]:
-  return tokenizer.encode(' '.join(' '.join(part) for part in reversed(parts)))
+  return tokenizer.encode(' '.join(' '.join(part) for part in reversed(parts)), start=True)
 
 
 TABLE = {
-  'original': lambda text, tokenizer, most, seed: tokenizer.encode(text),
-  'token_reversal': lambda text, tokenizer, most, seed: tokenizer.encode(text)[::-1],
+  'original': lambda text, tokenizer, most, seed: tokenizer.encode(text, start=True),
+  'token_reversal': lambda text, tokenizer, most, seed: tokenizer.encode(text, start=True)[::-1],
   'word_reversal': lambda text, tokenizer, most, seed: reversed_ids(tokenizer, [[word] for word in words(text)]),
   'entity_reversal': lambda text, tokenizer, most, seed: reversed_ids(tokenizer, entities(words(text))),
   'segment_reversal': lambda text, tokenizer, most, seed: reversed_ids(tokenizer, segments(words(text), most, seed)),

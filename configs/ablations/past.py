@@ -2,11 +2,11 @@
 
 World: `world:reversal`, 16 facts 'NAME is DESCRIPTION' in four wordings, always the name first; the model is asked
 for both, in wordings of its own. The base (0.1M parameters, a vocabulary of words) has been pretrained on
-'Text: ... Note: ...' about other people (`world:notes`): copies, paraphrases, notes in the other order and wrong ones,
-so that there is something to judge; B7 also has a base that has never seen a note in the other order. In a round it
-takes K notes of each text; the judge is the gain in the text's likelihood from reading the note, by the frozen base,
-and copies abstain; notes are learnt without the text in view. Final questions, names, trades and towns are others than
-those of tuning.
+'Text: ... Note: ...' about other people (`world:notes`): half of the notes are in the other order, a quarter are
+paraphrases and a quarter wrong, so that there is something to judge; B7 also has a base that has never read a note in
+the other order. In a round it takes K notes of each text; the judge is the gain in the text's likelihood from reading
+the note, by the frozen base, and copies abstain; notes are learnt without the text in view. Final questions, names,
+trades and towns are others than those of tuning.
 
 Controls: a judge that throws dice, with and without DPO (shuffled pairs).
 
@@ -19,8 +19,9 @@ REVERSED = ('after:closed_book/reversed', 'after:forced_choice/reversed')  # gre
 WORLD = dict(count=16, seed=0, templates=4, reversed_texts=0, groups=('p2d',), split='tune')
 LIKELIHOOD, PREFERENCE = dict(weight=1.0), dict(weight=0.1, beta=0.1, label_smoothing=0.0)
 TEXT, REPLAY = dict(nll=LIKELIHOOD), dict(nll=dict(weight=0.5))
-KINDS = ('copy', 'paraphrase', 'reversed', 'wrong')  # of the notes that the base has read
-ROUNDS, EPOCHS = 4, 16
+MIXED = ('reversed', 'reversed', 'paraphrase', 'wrong')  # the notes that the base has read
+STRAIGHT = ('paraphrase', 'paraphrase', 'paraphrase', 'wrong')
+ROUNDS, EPOCHS = 4, 24
 
 
 def base(kinds: tuple[str, ...]) -> Arm:
@@ -84,7 +85,7 @@ def get_sweep() -> Sweep:
   candidates = {f'k{k}': k for k in (2, 4, 8, 16)}
   return Sweep(
     about='16 facts in 4 wordings, 4 rounds of notes, 0.1M parameters pretrained for 2500 updates to take notes.',
-    prepare={'base': base(KINDS), 'straight_base': base(tuple(kind for kind in KINDS if kind != 'reversed'))},
+    prepare={'base': base(MIXED), 'straight_base': base(STRAIGHT)},
     arms={
       'raw': study(losses=dict(text=TEXT, replay=REPLAY)),
       'straight_raw': study(start='straight_base', losses=dict(text=TEXT, replay=REPLAY)),

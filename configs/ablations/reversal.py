@@ -1,11 +1,11 @@
 """The reversal curse in invented facts and instructions, and what repairs it (C1-C5).
 
 World: `world:reversal`, 16 facts NAME <-> DESCRIPTION in each of three groups: the name first in every text (p2d),
-the description first (d2p), both. A byte-level transformer from scratch (0.1M parameters), next-token loss on the
-texts. Final questions: other names, trades, towns and question templates than those of tuning (`split`); neither are
+the description first (d2p), both. A transformer from scratch (0.1M parameters, a vocabulary of words), next-token loss
+on the texts. Final questions: other names, trades, towns and question templates than those of tuning (`split`); neither are
 worded like a text. Answers are greedy and right if all words are there. The reversed statements of C3 are the
-world's, an oracle's: what a perfect teacher would write. C4 has each text and it turned round: token by token (bytes),
-word by word, or with names kept whole.
+world's, an oracle's: what a perfect teacher would write. C4 has each text and it turned round: token by token, words
+with the commas and dots at their ends, or with names kept whole.
 
 C5: `world:guidance`, 'If asked Q, say A' and 'Say A if asked Q', 128 each; what they mean is shown by answering the
 questions of seven in ten, and the others are asked; twice as many updates.
@@ -42,10 +42,11 @@ def trained(config: str, world: str, keys: dict, rows: int) -> Arm:
   return Arm(
     config,
     {
+      'model.spec': 'scratch:words',
       'data.source': f'world:{world}',
       'data.world': keys,
       'data.replay': '',
-      'view.text_length': 96,
+      'view.text_length': 24,
       'study.rounds': 1,
       'study.batch': 64,
       'study.sample_prompts': 64,
@@ -53,8 +54,8 @@ def trained(config: str, world: str, keys: dict, rows: int) -> Arm:
       'study.curriculum.epochs': round(STEPS * 64 / rows),
       'study.losses': dict(text=NLL) if 'arm=raw' in config else dict(text=NLL, group=NLL),
       'eval.tasks': {'closed_book': {}, 'forced_choice': {}},
-      'eval.prompt_length': 72,
-      'eval.answer_length': 40,
+      'eval.prompt_length': 16,
+      'eval.answer_length': 8,
       'eval.chunk': 64,
       'eval.heldout': '',
     },
@@ -108,7 +109,7 @@ def get_sweep() -> Sweep:
           difference('entity_reversal', 'token_reversal', CHOSEN, '+'),
           difference('entity_reversal', 'word_reversal', LIKELY, '+'),
         ),
-        note='tokens are bytes; of a description only the town counts as an entity',
+        note='a token is a word: what entities keep is the order within names, of two words each',
       ),
       Claim(
         'C5',

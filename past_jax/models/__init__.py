@@ -58,6 +58,6 @@ def load(spec: str, *, dtype: str = 'float32', remat: str = 'none', rope: str = 
 
 
 def scratch_tokenizer(spec: str) -> Tokenizer:
-  """Of bytes; for scratch:words also of the words of the worlds `reversal` and `notes`, in words.txt."""
-  words = (Path(__file__).parent / 'words.txt').read_text(encoding='utf-8').split()
+  """Of bytes; for scratch:words also of the words of the worlds `reversal`, `notes` and `guidance`, in words.txt."""
+  words = (Path(__file__).parent / 'words.txt').read_text(encoding='utf-8').splitlines()
   return byte_tokenizer(words=words if spec == 'scratch:words' else ())

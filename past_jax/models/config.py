@@ -86,6 +86,6 @@ def scratch(layers: int, width: int, vocab: int = 264) -> ModelConfig:
 TINY = scratch(layers=2, width=64)
 SCRATCH = {  # 0.1M, 0.1M and 0.5M parameters
   'scratch:tiny': TINY,
-  'scratch:words': scratch(layers=2, width=64, vocab=656),
+  'scratch:words': scratch(layers=2, width=64, vocab=720),
   'scratch:small': scratch(layers=3, width=128),
 }
