@@ -2,10 +2,10 @@
 
 World: `world:reversal`, 16 facts NAME <-> DESCRIPTION in each of three groups: the name first in every text (p2d),
 the description first (d2p), both. A transformer from scratch (0.1M parameters, a vocabulary of words), next-token loss
-on the texts. Final questions: other names, trades, towns and question templates than those of tuning (`split`); neither are
-worded like a text. Answers are greedy and right if all words are there. The reversed statements of C3 are the
-world's, an oracle's: what a perfect teacher would write. C4 has each text and it turned round: token by token, words
-with the commas and dots at their ends, or with names kept whole.
+on the texts. Final questions: other names, trades, towns and question templates than those of tuning (`split`);
+neither are worded like a text. Answers are greedy and right if all words are there. The reversed statements of C3 are
+the world's, an oracle's: what a perfect teacher would write. C4 has each text and it turned round: token by token,
+words with punctuation on its own, or with names kept whole.
 
 C5: `world:guidance`, 'If asked Q, say A' and 'Say A if asked Q', 128 each; what they mean is shown by answering the
 questions of seven in ten, and the others are asked; twice as many updates.
