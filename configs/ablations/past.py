@@ -89,7 +89,7 @@ def get_sweep() -> Sweep:
     arms={
       'raw': study(losses=dict(text=TEXT, replay=REPLAY)),
       'straight_raw': study(start='straight_base', losses=dict(text=TEXT, replay=REPLAY)),
-      'raw_longer': study(losses=dict(text=TEXT, replay=REPLAY), epochs=3 * EPOCHS),
+      'raw_longer': study(losses=dict(text=TEXT, replay=REPLAY), epochs=round(2.35 * EPOCHS)),
       'unjudged': study(',judge=random,select=top_k', losses=terms(nll=LIKELIHOOD)),
       'best_of': study(',select=top_k', losses=terms(nll=LIKELIHOOD)),
       'dpo': study(losses=terms(dpo=PREFERENCE)),
