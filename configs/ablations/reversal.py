@@ -118,7 +118,7 @@ def get_sweep() -> Sweep:
           level('guidance', 'after:forced_choice/reversed', '-', against=0.5),
           level('guidance', 'after:closed_book/reversed', '0', against=0.0, margin=0.1),
         ),
-        note='by choice of four (chance 0.25), more and less than half: models of this size do not get to write the answers',
+        note='by choice of four (chance 0.25), more and less than half: so small a model hardly writes the answers',
       ),
     ),
     seeded=('seed', 'data.world.seed'),
