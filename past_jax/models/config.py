@@ -84,8 +84,10 @@ def scratch(layers: int, width: int, vocab: int = 264) -> ModelConfig:
 
 
 TINY = scratch(layers=2, width=64)
-SCRATCH = {  # 0.1M, 0.1M and 0.5M parameters
+WORDS = 800  # bytes, words.txt and some more
+SCRATCH = {  # 0.1M parameters, the small ones 0.5M
   'scratch:tiny': TINY,
-  'scratch:words': scratch(layers=2, width=64, vocab=720),
   'scratch:small': scratch(layers=3, width=128),
+  'scratch:words': scratch(layers=2, width=64, vocab=WORDS),
+  'scratch:words-small': scratch(layers=3, width=128, vocab=WORDS),
 }

