@@ -160,7 +160,7 @@ def show(content: dict) -> None:
         found = (f'{c["mean"]:+.3g}', f'[{c["low"]:+.3g}, {c["high"]:+.3g}]', 'yes' if c['holds'] else 'no')
       body.append((id_, c['label'], str(len(c['values'])), *found))
   shown = as_table(body, ('', 'contrast', 'seeds', 'mean', '95 % interval', 'holds'))
-  shown.columns[1].justify = 'left'
+  shown.columns[1].justify, shown.columns[1].no_wrap = 'left', False  # labels are long; figures must not be cut
   Console().print(shown)
   for id_, claim in content['claims'].items():
     print(f'{id_}: {claim["verdict"]}' + f' ({claim["note"]})' * bool(claim['note']))
