@@ -236,7 +236,7 @@ def byte_tokenizer(adds_bos: bool = False, words: Sequence[str] = ()) -> Tokeniz
   hidden = [b for b in range(256) if b not in visible]
   vocab = {chr(b) if b in visible else chr(0x100 + hidden.index(b)): b for b in range(256)}
   vocab |= {word.replace(' ', '\u0120'): 256 + i for i, word in enumerate(words)}  # so a space looks
-  backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
+  backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=bool(words)))
   backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(words), use_regex=bool(words))
   backend.decoder = decoders.ByteLevel()
   specials = ['<|bos|>', '<|eos|>', '<|im_start|>', '<|im_end|>']

@@ -2,7 +2,7 @@
 
 import re
 
-from past_jax import models
+from past_jax import models, transforms
 from past_jax.data.worlds import TABLE
 
 
@@ -24,3 +24,11 @@ def test_other_words_are_bytes():
   text = 'Jessamy, \u00e9t\u00e9 & 3\n  more'
   assert model.tokenizer.decode(model.tokenizer.plain(text)) == f' {text}'
   assert model.tokenizer.needs <= model.config.vocab == models.load('scratch:words-small').config.vocab
+
+
+def test_what_is_made_of_a_text_begins_as_a_text_does():
+  tokenizer = models.load('scratch:words').tokenizer
+  text = 'Jessamy Bellowick became the doctor of Yellowick.'
+  made = {name: make(text, tokenizer, 5, 0) for name, make in transforms.TABLE.items()}
+  assert made['original'] == tokenizer.plain(text) == made['token_reversal'][::-1]
+  assert tokenizer.decode(made['entity_reversal']) == ' . Yellowick of doctor the became Jessamy Bellowick'

@@ -59,5 +59,6 @@ def load(spec: str, *, dtype: str = 'float32', remat: str = 'none', rope: str = 
 
 def scratch_tokenizer(spec: str) -> Tokenizer:
   """Of bytes; for scratch:words and words-small also of words.txt, the words of the worlds that sweeps study."""
-  words = (Path(__file__).parent / 'words.txt').read_text(encoding='utf-8').splitlines()
-  return byte_tokenizer(words=words if spec.startswith('scratch:words') else ())
+  if not spec.startswith('scratch:words'):
+    return byte_tokenizer()
+  return byte_tokenizer(words=(Path(__file__).parent / 'words.txt').read_text(encoding='utf-8').splitlines())
