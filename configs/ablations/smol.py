@@ -1,12 +1,13 @@
 """The same claims with a real model, SmolLM2-135M-Instruct: C1 and C3 on the reversal-curse files, B1, E1-E3.
 
-C1, C3: the first ten people of github.com/lukasberglund/reversal_curse (june_version_7921032488; expected in
+C1, C3: the first five people of github.com/lukasberglund/reversal_curse (june_version_7921032488; expected in
 data/reversal), 30 texts each, the name first, asked in the ten wordings of the test files. `studied` adds a note to
 each text, by the model itself before it has learnt anything, shown three notes in the other order about other people.
 B1: `world:people`, 12 facts, as configs/past.py has it, against the texts alone for as many tokens.
-E1-E3: `world:arithmetic` behind three solved sums; half of 128 sums are sharpened on, adapters of rank 16.
+E1-E3: sums and differences of two numbers of one digit or of two (`chain_sum` of reasoning-gym: past-jax[tasks]) behind
+four solved ones, of which greedy decoding has about half right; half of 128 are sharpened on, adapters of rank 16.
 
-Three seeds, which change the order of the texts and all samples, and in B1 and E1-E3 the world; the ten people are the
+Three seeds, which change the order of the texts and all samples, and in B1 and E1-E3 the world; the five people are the
 same. Two to three hours on two cores.
 
   past ablate configs/ablations/smol.py --workdir=runs/ablate --seeds=3
@@ -16,31 +17,30 @@ from past_jax.ablate.sweep import Arm, Claim, Sweep, difference, level
 
 FORWARD, REVERSED = 'after:closed_book/forward', 'after:closed_book/reversed'
 CURSE = 'data/reversal/p2d_{}.jsonl'
-PEOPLE = 10
-SUMS = """\
-2+7*3= 23
-(4+2)*6= 36
-5*3+8= 23
-{prompt}"""
+PEOPLE = 5
+ASK = 'State the final answer to the following arithmetic problem: '
+SUMS = ''.join(f'{ASK}{sum}\n' for sum in ('5 + 8 = 13', '23 - 6 = 17', '41 + 46 = 87', '9 - 3 = 6')) + '{prompt}'
+SUM = dict(min_terms=2, max_terms=2, min_digits=1, max_digits=2)
 
 
 def curse(arm: str) -> Arm:
-  """120 updates of 10 texts."""
+  """60 updates of 10 texts."""
   return Arm(
-    f'configs/study.py:arm={arm},notes=1',
+    f'configs/study.py:arm={arm},notes=1,replay=0',
     {
       'data.source': CURSE.format('prompts_train'),
       'data.text': '{prompt}{completion}',
       'data.prompt': 'prompt',
       'data.target': 'completion',
+      'data.replay': '',
       'data.limit': 30 * PEOPLE,
       'view.prompt_length': 240,
-      'view.text_length': 64,
+      'view.text_length': 44,
       'optimizer.lr': 1e-4,
       'study.rounds': 1,
       'study.batch': 10,
       'study.sample_prompts': 10,
-      'study.generator.length': 48,
+      'study.generator.length': 40,
       'study.curriculum.prompts': 30 * PEOPLE,
       'study.curriculum.epochs': 4,
       'eval.sources': {
@@ -48,8 +48,8 @@ def curse(arm: str) -> Arm:
         'reversed': CURSE.format('reverse_prompts_test'),
       },
       'eval.limit': 10 * PEOPLE,
-      'eval.prompt_length': 64,
-      'eval.answer_length': 40,
+      'eval.prompt_length': 40,
+      'eval.answer_length': 32,
     },
   )
 
@@ -63,15 +63,15 @@ def sharpen(args: str, samples: int = 16, temperature: float = 1.0, **keys) -> A
   return Arm(
     f'configs/sharpen.py:{args}',
     {
-      'data.source': 'world:arithmetic',
-      'data.world': dict(count=128, seed=0, noise=0.0, copies=1, split='tune'),
+      'data.source': 'world:reasoning',
+      'data.world': dict(task='chain_sum', count=128, seed=0, options=SUM, split='tune'),
       'data.limit': 64,
       'view.instruction': SUMS,
-      'view.prompt_length': 48,
-      'eval.sources': {'heldout': 'world:arithmetic'},
+      'view.prompt_length': 104,
+      'eval.sources': {'heldout': 'world:reasoning'},
       'eval.skip': 64,
       'eval.template': SUMS.replace('{prompt}', '{question}'),
-      'eval.prompt_length': 48,
+      'eval.prompt_length': 104,
       'eval.answer_length': 8,
       'eval.tasks': {'accuracy': dict(rule='line', samples=samples, temperature=temperature)},
       'eval.heldout': '',
@@ -85,7 +85,7 @@ def sharpen(args: str, samples: int = 16, temperature: float = 1.0, **keys) -> A
 def get_sweep() -> Sweep:
   best = 'mean:coverage/best_right'
   return Sweep(
-    about='SmolLM2-135M-Instruct, float32: 300 texts about 10 people; 12 facts; 64 sums studied and 64 asked.',
+    about='SmolLM2-135M-Instruct, float32: 150 texts about 5 people; 12 facts; 64 sums studied and 64 asked.',
     arms={
       'curse_raw': curse('raw'),
       'curse_studied': curse('reverse'),
