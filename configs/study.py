@@ -30,6 +30,8 @@ Further arguments
                     an evaluation between generations. --config.teacher.restart=false: one student goes on
   filter=gain       keeps notes that make the text likelier to the base than it is without them, by more than 0 nats
   filter=distinct   drops notes that nearly say what an earlier one of the round says
+  filter=consistent keeps notes whose answer over half of the notes on the text agree with, each once; where answers
+                    stand: --config.study.judge.rule=boxed, of past_jax/answers.py
   notes=4           completions per prompt
   related=2         as many other texts of the corpus stand before the text, the nearest by BM25 (past-jax[study])
   text=1.0, synthetic=1.0, replay=0.5    the mix: weights of the terms' losses, a mean over its tokens each; 0 leaves
@@ -139,4 +141,7 @@ def filters(c) -> dict:
     'none': {},
     'gain': dict(judge=gain, select=dict(name='distinct', max_overlap=1.0, ngram=3, above=0.0)),
     'distinct': dict(select=dict(name='distinct', max_overlap=0.8, ngram=3)),
+    'consistent': dict(
+      judge=common.JUDGES['majority'], select=dict(name='distinct', max_overlap=1.0, ngram=3, above=0.5)
+    ),
   }
