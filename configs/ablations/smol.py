@@ -1,13 +1,14 @@
 """The same claims with a real model, SmolLM2-135M-Instruct: C1 and C3 on the reversal-curse files, B1, E1-E3.
 
-C1, C3: the first five people of github.com/lukasberglund/reversal_curse (june_version_7921032488; expected in
-data/reversal), 30 texts each, the name first, asked in the ten wordings of the test files. `studied` adds a note to
-each text, by the model itself before it has learnt anything, shown three notes in the other order about other people.
+C1, C3: the first ten people of github.com/lukasberglund/reversal_curse (june_version_7921032488; expected in
+data/reversal), 30 texts each, the name first; five of them are asked about, in the ten wordings of the test files.
+`studied` adds a note to each text, by the model itself before it has learnt anything, shown three notes in the other
+order about other people. Whoever only knows the ten names is right in one of ten.
 B1: `world:people`, 12 facts, as configs/past.py has it, against the texts alone for as many tokens.
 E1-E3: sums and differences of two numbers of one digit or of two (`chain_sum` of reasoning-gym: past-jax[tasks]) behind
 four solved ones, of which greedy decoding has about half right; half of 128 are sharpened on, adapters of rank 16.
 
-Three seeds, which change the order of the texts and all samples, and in B1 and E1-E3 the world; the five people are the
+Three seeds, which change the order of the texts and all samples, and in B1 and E1-E3 the world; the ten people are the
 same. Two to three hours on two cores.
 
   past ablate configs/ablations/smol.py --workdir=runs/ablate --seeds=3
@@ -17,7 +18,7 @@ from past_jax.ablate.sweep import Arm, Claim, Sweep, difference, level
 
 FORWARD, REVERSED = 'after:closed_book/forward', 'after:closed_book/reversed'
 CURSE = 'data/reversal/p2d_{}.jsonl'
-PEOPLE = 5
+PEOPLE, ASKED = 10, 5
 ASK = 'State the final answer to the following arithmetic problem: '
 SUMS = ''.join(f'{ASK}{sum}\n' for sum in ('5 + 8 = 13', '23 - 6 = 17', '41 + 46 = 87', '9 - 3 = 6')) + '{prompt}'
 SUM = dict(min_terms=2, max_terms=2, min_digits=1, max_digits=2)
@@ -36,18 +37,19 @@ def curse(arm: str) -> Arm:
       'data.limit': 30 * PEOPLE,
       'view.prompt_length': 240,
       'view.text_length': 44,
-      'optimizer.lr': 1e-4,
+      'optimizer.lr': 2e-4,
       'study.rounds': 1,
       'study.batch': 10,
       'study.sample_prompts': 10,
       'study.generator.length': 40,
       'study.curriculum.prompts': 30 * PEOPLE,
-      'study.curriculum.epochs': 4,
+      'study.curriculum.epochs': 2,
       'eval.sources': {
         'forward': CURSE.format('prompts_test'),
         'reversed': CURSE.format('reverse_prompts_test'),
       },
-      'eval.limit': 10 * PEOPLE,
+      'eval.limit': 10 * ASKED,
+      'eval.heldout': '',
       'eval.prompt_length': 40,
       'eval.answer_length': 32,
     },
@@ -55,7 +57,7 @@ def curse(arm: str) -> Arm:
 
 
 def facts(arm: str, epochs: int) -> Arm:
-  return Arm(f'configs/past.py:arm={arm}', {'study.curriculum.epochs': epochs})
+  return Arm(f'configs/past.py:arm={arm}', {'study.curriculum.epochs': epochs, 'eval.heldout': ''})
 
 
 def sharpen(args: str, samples: int = 16, temperature: float = 1.0, **keys) -> Arm:
@@ -85,7 +87,7 @@ def sharpen(args: str, samples: int = 16, temperature: float = 1.0, **keys) -> A
 def get_sweep() -> Sweep:
   best = 'mean:coverage/best_right'
   return Sweep(
-    about='SmolLM2-135M-Instruct, float32: 150 texts about 5 people; 12 facts; 64 sums studied and 64 asked.',
+    about='SmolLM2-135M-Instruct, float32: 300 texts about 10 people; 12 facts; 64 sums studied and 64 asked.',
     arms={
       'curse_raw': curse('raw'),
       'curse_studied': curse('reverse'),
@@ -102,7 +104,7 @@ def get_sweep() -> Sweep:
     claims=(
       Claim(
         'C1-135M',
-        (level('curse_raw', FORWARD, '+', against=0.25), level('curse_raw', REVERSED, '0', against=0.0, margin=0.05)),
+        (level('curse_raw', FORWARD, '+', against=0.25), level('curse_raw', REVERSED, '-', against=0.25)),
       ),
       Claim(
         'C3-135M',
