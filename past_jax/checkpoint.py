@@ -6,7 +6,8 @@
     <directory>/<step>/manifest.json  bytes and SHA-256 of every other file
 
 The manifest is written last, so a folder without one is an interrupted write: it is never read, and the next save
-removes it. For one process on a local file system.
+removes it. Of several processes, which must all see the directory, each writes and reads its own arrays, and the first
+does everything else.
 """
 
 import contextlib
@@ -25,6 +26,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from past_jax import hosts
+from past_jax.mesh import put
 from past_jax.types import UserError
 
 STATE, HOST, ARRAYS, MANIFEST = 'state', 'host.json', 'arrays.json', 'manifest.json'
@@ -70,22 +73,33 @@ class Checkpoints:
     same step is left alone. Raises UserError if this save or the one before cannot be written.
     """
     self.wait()
-    if jax.process_count() > 1:
-      raise UserError(f'cannot write {self.directory}: checkpoints of several processes are not supported')
     host_text, arrays = json.dumps(host, indent=2), _named(tree)
     folder = self._folder(step)
+
+    def prepare() -> bool:
+      """Makes the folder and the small files; False: there is an intact checkpoint."""
+      with self._cleaning_up(step):
+        for found in set(self._folders()) - set(self.steps()):
+          _remove(self._folder(found))
+        if folder.exists():
+          if _damage(folder) is None:
+            return False
+          _remove(folder)
+        folder.mkdir(parents=True)
+        if shutil.disk_usage(folder).free < sum(x.nbytes for x in arrays.values()):
+          raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # rather than fill the disk first
+        (folder / HOST).write_text(host_text)
+        (folder / ARRAYS).write_text(json.dumps({name: _spec(x) for name, x in arrays.items()}, indent=1))
+        return True
+
+    if not hosts.first('checkpoint begun', prepare):
+      return
+    if not folder.exists():
+      raise UserError(
+        f'process {jax.process_index()} does not see the folder {folder}, which process 0 has made: several hosts need '
+        'a --workdir that all of them share, such as gs://BUCKET/NAME or a network file system'
+      )
     with self._cleaning_up(step):
-      for found in set(self._folders()) - set(self.steps()):
-        _remove(self._folder(found))
-      if folder.exists():
-        if _damage(folder) is None:
-          return
-        _remove(folder)
-      folder.mkdir(parents=True)
-      if shutil.disk_usage(folder).free < sum(x.nbytes for x in arrays.values()):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # rather than fill the disk first
-      (folder / HOST).write_text(host_text)
-      (folder / ARRAYS).write_text(json.dumps({name: _spec(x) for name, x in arrays.items()}, indent=1))
       # Uncompressed: float mantissas shrink by 8 % and cost several times the writing time. Directories are made here
       # and not in Orbax's threads, which would wait for them in vain if that failed.
       checkpointer = ocp.AsyncCheckpointer(
@@ -111,10 +125,10 @@ class Checkpoints:
     Raises UserError if all are damaged, or if names, shapes or dtypes differ from those of `abstract_tree`.
     """
     self.wait()
-    found = self._newest(_damage)
+    found = hosts.first('newest checkpoint', lambda: self._newest(_damage))
     if found is None:
       return None
-    step, skipped = found
+    step, skipped = found[0], tuple(found[1])
     folder = self._folder(step)
     specs = json.loads((folder / ARRAYS).read_text())
     if callable(abstract_tree):
@@ -135,7 +149,7 @@ class Checkpoints:
 
   def latest_host(self) -> dict | None:
     """The host part of the newest checkpoint that looks intact: of the files with arrays only the size is checked."""
-    found = self._newest(lambda folder: _damage(folder, hashed=(HOST,)))
+    found = hosts.first('latest host', lambda: self._newest(lambda folder: _damage(folder, hashed=(HOST,))))
     return None if found is None else self.host(found[0])
 
   def _folder(self, step: int) -> pathlib.Path:
@@ -163,9 +177,13 @@ class Checkpoints:
     return None
 
   def _finish(self, step: int, checkpointer: ocp.AsyncCheckpointer) -> None:
+    with self._cleaning_up(step), contextlib.closing(checkpointer):
+      checkpointer.wait_until_finished()
+    hosts.first('checkpoint sealed', lambda: self._complete(step))
+
+  def _complete(self, step: int) -> None:
+    """Declares what all have written a checkpoint, and removes old ones."""
     with self._cleaning_up(step):
-      with contextlib.closing(checkpointer):
-        checkpointer.wait_until_finished()
       _seal(self._folder(step))
     # Only now is there a newer one to fall back on. What is newer than the oldest kept one stays, damaged or not.
     self._damaged.discard(step)
@@ -188,7 +206,7 @@ class Checkpoints:
     except Exception as error:
       folder, remains = self._folder(step), ''
       try:
-        if not (folder / MANIFEST).exists():
+        if hosts.is_first() and not (folder / MANIFEST).exists():
           _remove(folder)
       except OSError as second:
         remains = f'; its unfinished {folder} could not be removed ({second.strerror}), and is ignored'
@@ -275,7 +293,7 @@ def _read(folder: pathlib.Path, specs: dict, shardings: dict) -> dict[str, Any]:
   for name, (dtype, shape) in specs.items():
     if 0 in shape:
       empty = np.zeros(shape, dtype)
-      arrays[name] = empty if shardings[name] is None else jax.device_put(empty, shardings[name])
+      arrays[name] = empty if shardings[name] is None else put(empty, shardings[name])
   return arrays
 
 

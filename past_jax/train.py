@@ -18,14 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from past_jax import buckets, lora, models, report
+from past_jax import buckets, hosts, lora, models, report
 from past_jax import mesh as mesh_lib
 from past_jax.build import Run, Stage
 from past_jax.checkpoint import Checkpoints
 from past_jax.collect import Collected, collect
 from past_jax.data.stream import permutation
 from past_jax.diversity import diversity
-from past_jax.metrics import CompileCounter, Late, MetricsWriter, nonfinite, rows
+from past_jax.metrics import CompileCounter, Late, MetricsWriter, NoWriter, nonfinite, rows
 from past_jax.progress import Progress
 from past_jax.render import filled, text_batch
 from past_jax.settings import rows_of
@@ -124,7 +124,7 @@ class Loop:
       self.progress.note(sentence)
     host, tree = restored.host, restored.tree
     self.cursor = Cursor(**host['cursor'])
-    self.state, self.ref = tree['state'], parked(tree['ref']) if 'ref' in tree else None
+    self.state, self.ref = tree['state'], mesh_lib.park(tree['ref']) if 'ref' in tree else None
     self.batch = unpack(tree['batch'], run.mesh) if 'batch' in tree else None
     for name, value in host['seconds'].items():
       self.seconds[name] += value
@@ -152,26 +152,27 @@ class Loop:
   def keep_base(self, params) -> None:
     """The frozen base, if the run reads it. `base_bits` tells that of adapters from another; None: no adapters."""
     adapters = lora.is_adapters(self.state.params)
-    self.base = params if adapters else parked(params) if self.run.keeps_base else None
+    self.base = params if adapters else mesh_lib.park(params) if self.run.keeps_base else None
     self.base_bits = int(lora.fingerprint(params)) if adapters else None
 
   def keep_teacher(self, copy=None) -> None:
     """The role `teacher` in host memory: `copy`, if the run had one; else the policy as it is now, or a model's own."""
     run = self.run
     if run.copies_teacher:
-      self.teacher = parked(self.state.params if copy is None else copy)
+      self.teacher = mesh_lib.park(self.state.params if copy is None else copy)
     else:
-      self.teacher = parked(run.teacher.read(run.mesh)) if run.teacher else None
+      self.teacher = mesh_lib.park(run.teacher.read(run.mesh)) if run.teacher else None
 
   def stage_of(self, host: dict) -> int:
     return min(host['cursor']['stage'], len(self.run.stages) - 1)
 
   def save(self, batch: Batch | None = None) -> None:
-    tree = {'state': self.state}
+    tree, stage = {'state': self.state}, self.run.stages[self.cursor.stage]
+    whole = lambda parked: self.placed(stage, parked) if hosts.several() else parked
     if self.ref is not None:
-      tree['ref'] = self.ref
+      tree['ref'] = whole(self.ref)
     if self.run.copies_teacher:
-      tree['teacher'] = self.teacher
+      tree['teacher'] = whole(self.teacher)
     if batch is not None:
       tree['batch'] = pack(batch)
     host = {'cursor': self.cursor._asdict(), 'config': self.config, 'seconds': dict(self.seconds)}
@@ -196,7 +197,7 @@ class Loop:
 
   def tick(self, arrays):
     """Waits for a device call, looking for signals; counts it."""
-    if not wait(arrays, self.stop) or self.stop.requested:
+    if not wait(arrays, self.stop) or self.stop.here():
       raise Stopped
     self.progress.advance(1)
     return arrays
@@ -212,7 +213,7 @@ class Loop:
 
   def placed(self, stage: Stage, parked):
     """What waits in host memory, on the devices."""
-    return jax.device_put(parked, jax.tree.map(lambda x: x.sharding, self.abstract_state(stage).params))
+    return mesh_lib.put(parked, jax.tree.map(lambda x: x.sharding, self.abstract_state(stage).params))
 
   def base_weights(self, stage: Stage):
     return self.frozen().get('base') or self.placed(stage, self.base)
@@ -228,7 +229,7 @@ class Loop:
       roles['teacher'] = self.run.whole(frozen, self.placed(stage, self.teacher))
     elif stage.reads_teacher:
       shapes = jax.eval_shape(self.run.teacher.policy.init, jax.random.key(0))
-      roles['teacher'] = jax.device_put(self.teacher, mesh_lib.shardings(self.run.mesh, shapes, models.RULES))
+      roles['teacher'] = mesh_lib.put(self.teacher, mesh_lib.shardings(self.run.mesh, shapes, models.RULES))
     return roles
 
   def collect(self, stage: Stage, examples, rendered, plan) -> Collected:
@@ -241,7 +242,7 @@ class Loop:
     def tick(arrays):
       self.tick(arrays)
       if self.phase == 'sample':
-        self.progress.advance(0, tokens=int(np.asarray(arrays.length_BxG).sum()))
+        self.progress.advance(0, tokens=int(mesh_lib.host(arrays.length_BxG).sum()))
       return arrays
 
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.run.seed), c.stage), c.round)
@@ -279,22 +280,24 @@ class Loop:
     refreshed = stage.refreshes and c.update == 0 and (first or 'ref' in plan.refresh)
     if refreshed:
       old = self.state.params if first else self.placed(stage, self.ref)
-      self.ref = parked(self.state.params if stage.rate == 1 else mixed(self.state.params, old, stage.rate))
+      self.ref = mesh_lib.park(self.state.params if stage.rate == 1 else mixed(self.state.params, old, stage.rate))
     # Whether the reference is, as this round begins, the policy itself; only then can the first update be checked.
     copied = refreshed and (first or stage.rate == 1)
     self.anchored = {'policy': not kept, 'ref': copied and not kept, 'base': c.step == 0}
     if stage.collector and c.update == 0:
       got, held = self.collect(stage, examples, rendered, plan), self.batch
-      facts |= got.metrics | sampled_diversity(run.model.tokenizer, got.group)
+      seen = mesh_lib.host((got.group, got.judgement, got.selection))
+      facts |= got.metrics | sampled_diversity(run.model.tokenizer, seen[0])
       self.batch = got.batch
       if stage.buffer.size:
-        self.batch = mesh_lib.put_batch(run.mesh, stage.buffer.put(held, got.batch, before))
+        filled_ = stage.buffer.put(*mesh_lib.host((held, got.batch)), before)
+        self.batch = mesh_lib.put_batch(run.mesh, filled_)
       role = stage.reference.role
       self.scored_by = None if got.scored_by is None else {'role': role, 'fingerprint': got.scored_by}
       count = int(got.metrics['study/unpaired'])
       what = f'{count} of {plan.prompts} prompts have no pair to learn from: one is empty, both are the same, or a tie'
       self.count_aloud(stage, 'study/unpaired', count, what)
-      for row in group_rows(run, stage, c, examples[: plan.prompts], rendered, got):
+      for row in group_rows(run, stage, c, examples[: plan.prompts], rendered, *seen):
         writer.group(row)
     batches = {'text': mesh_lib.put_batch(run.mesh, rendered.text)} if 'text' in stage.terms else {}
     if stage.collector:
@@ -305,15 +308,17 @@ class Loop:
       rows_ = real = stage.buffer.filled(before, rows_)
     order = update_order(run.seed if run.stream.shuffle else None, c, plan.epochs, real, rows_, stage.batch)
     enter = lambda name, total: self.enter(name, total, c.round + 1, stage.rounds, stage.name)
-    args = self.frozen(), batches, order[0], self.replay(stage, c)
+    args = self.frozen(), batches, order[0], mesh_lib.put_batch(run.mesh, self.replay(stage, c))
     step.prepare(self.state, *args, phase=lambda name: enter(name, len(stage.buckets)), tick=self.tick)
     enter('update', len(order))
     self.progress.advance(c.update)
+    measured = [lengths_of(batch) for batch in batches.values()]
     started = time.monotonic()
     for update in range(c.update, len(order)):
       replay = self.replay(stage, c)
-      needed = [n for b in batches.values() for n in lengths_of(b, order[update])]
-      needed += [n for b in replay.values() for n in lengths_of(b)]
+      needed = [n for lengths in measured for n in lengths(order[update])]
+      needed += [n for lengths in map(lengths_of, replay.values()) for n in lengths()]
+      replay = mesh_lib.put_batch(run.mesh, replay)
       self.state, metrics = step(needed, self.state, self.frozen(), batches, order[update], replay)
       host = {'stage': stage.name, 'round': c.round + 1, **(facts if update == 0 else {})}
       host['perf/compile_count'] = self.compiles.count
@@ -324,7 +329,7 @@ class Loop:
       started = now
       c = self.cursor = c._replace(update=update + 1, step=c.step + 1)
       self.order = order
-      if self.stop.requested and c.update < len(order):
+      if c.update < len(order) and self.stop.here():
         self.log(self.late.flush(), stage, writer, time.monotonic() - started, self.bad)
         raise Stopped
     self.log(self.late.flush(), stage, writer, time.monotonic() - started, self.bad)
@@ -338,13 +343,13 @@ class Loop:
       self.progress.note(f'{what} (round {self.cursor.round + 1}; later ones: {metric} in metrics.jsonl)')
 
   def replay(self, stage: Stage, c: Cursor) -> dict[str, Batch]:
-    """The term `replay` of this step, if the stage has one."""
+    """The term `replay` of this step, if the stage has one; host arrays."""
     if not stage.replay:
       return {}
     order = permutation(len(stage.replay), self.run.seed, c.stage, c.step)
     texts = [stage.replay[i] for i in order[: stage.replay_batch]]
     batch, _ = text_batch(self.run.model.tokenizer, texts, stage.replay_length)
-    return {'replay': mesh_lib.put_batch(self.run.mesh, batch)}
+    return {'replay': batch}
 
   def log(self, row: dict | None, stage: Stage, writer: MetricsWriter, seconds: float, bad: dict) -> None:
     """Writes a step's row after its checks. The step after it is already under way."""
@@ -373,7 +378,7 @@ class Loop:
     step_rows = [self.examples.get(i, EARLIER) for i in self.order[self.cursor.update - 1].tolist()]
     marked = np.zeros(len(step_rows), bool)
     for term in ('bad/text', 'bad/group'):
-      marked |= np.asarray(bad[term]) if term in bad else False
+      marked |= mesh_lib.host(bad[term]) if term in bad else False
     shown = [e for e, mark in zip(step_rows, marked) if mark or not marked.any()]
     which = '; '.join(f'{e.where or "row"}: {(e.text or e.prompt)[:60]!r}' for e in shown)
     return UserError(
@@ -387,14 +392,14 @@ class Loop:
 
   def evaluate(self, when: str, writer: MetricsWriter) -> None:
     self.enter('evaluate', self.run.eval_calls)
-    done = rows(self.workdir / 'evaluations.jsonl')
+    done = rows(self.workdir / 'evaluations.jsonl') if hosts.is_first() else []
     before = next((row['samples'] for row in done if row['when'] == 'before'), ())
     metrics, samples = self.run.evaluate(self.policy(), self.tick, before)
     writer.evaluation({'when': when, 'step': self.cursor.step, 'metrics': metrics, 'samples': samples})
 
   def evaluated(self, when: str) -> bool:
-    found = rows(self.workdir / 'evaluations.jsonl')
-    return any(row['when'] == when and row['step'] == self.cursor.step for row in found)
+    is_it = lambda row: row['when'] == when and row['step'] == self.cursor.step
+    return hosts.first('evaluated', lambda: any(map(is_it, rows(self.workdir / 'evaluations.jsonl'))))
 
   def finished(self) -> bool:
     return self.cursor.stage == len(self.run.stages) - 1 and self.cursor.round >= self.run.stages[-1].rounds
@@ -408,7 +413,8 @@ class Loop:
       if not (self.workdir / 'report.html').exists():  # killed between its last row and its report
         self.write_timing()
       return True
-    with MetricsWriter(self.workdir, self.cursor.step if resumed else None) as writer:
+    step = self.cursor.step if resumed else None
+    with MetricsWriter(self.workdir, step) if hosts.is_first() else NoWriter() as writer:
       try:
         if self.cursor.step == 0 and not self.evaluated('before'):
           self.evaluate('before', writer)
@@ -453,10 +459,12 @@ class Loop:
         if self.cursor.round == stage.rounds or self.cursor.round % self.run.checkpoint_every == 0:
           self.enter('checkpoint', 1)
           self.save(self.batch_to_keep())
-        if self.stop.requested:
+        if self.stop.here():
           raise Stopped
 
   def write_timing(self) -> None:
+    if not hosts.is_first():
+      return
     timing = {**{k: round(v, 2) for k, v in self.seconds.items()}, 'total': round(sum(self.seconds.values()), 2)}
     timing |= {'compile_count': self.compiles.count, 'compile_count_after_first_round': self.late_compiles}
     if self.late_compiles:
@@ -480,13 +488,11 @@ def bucketed_step(loop: Loop, stage: Stage) -> buckets.Bucketed:
   return buckets.Bucketed(step, stage.buckets, donate_argnums=0, out_shardings=(placed, None))
 
 
-def lengths_of(batch: Batch, rows=slice(None)) -> list[tuple[int, int]]:
-  return buckets.lengths(batch.prompts, batch.ids_BxGxT, batch.length_BxG, rows)
-
-
-def parked(tree):
-  """A copy in host memory."""
-  return jax.tree.map(np.array, tree)
+def lengths_of(batch: Batch):
+  """lengths(rows of the batch) as `buckets.lengths`; fetched here, once for all minibatches."""
+  prompts, length = mesh_lib.host((batch.prompts.length_B, batch.length_BxG))
+  prompts = dataclasses.replace(batch.prompts, length_B=prompts)
+  return functools.partial(buckets.lengths, prompts, batch.ids_BxGxT, length)
 
 
 @functools.partial(jax.jit, static_argnames='rate')
@@ -531,7 +537,7 @@ def unpack(arrays: dict, mesh) -> Batch:
   given = make(Completions, 'prompts.given.') if 'prompts.given.ids_BxAxT' in arrays else None
   prompts = make(Prompts, 'prompts.', given=given)
   batch = make(Batch, '', prompts=prompts, selection=make(Selection, 'selection.'))
-  return mesh_lib.put_batch(mesh, jax.device_get(batch))
+  return mesh_lib.put_batch(mesh, mesh_lib.host(batch))
 
 
 def self_test(row: dict, stage: Stage) -> None:
@@ -559,15 +565,14 @@ def self_test(row: dict, stage: Stage) -> None:
 
 
 def sampled_diversity(tokenizer, group) -> dict[str, float]:
-  """`diversity` of what models sampled, not of what was given."""
-  ids, length, source = jax.device_get((group.ids_BxGxT, group.length_BxG, group.source_BxG))
+  """`diversity` of what models sampled, not of what was given; of host arrays."""
+  ids, length, source = group.ids_BxGxT, group.length_BxG, group.source_BxG
   ids = [row[:n].tolist() for row, n in zip(ids[source >= 0], length[source >= 0]) if n]
   return diversity(ids, [completion_text(tokenizer, row, len(row)) for row in ids])
 
 
-def group_rows(run: Run, stage: Stage, c: Cursor, examples, rendered, got: Collected) -> list[dict]:
-  """What a person reads: each text with its completions, scores and what was chosen."""
-  group, judgement, selection = jax.device_get((got.group, got.judgement, got.selection))
+def group_rows(run: Run, stage: Stage, c: Cursor, examples, rendered, group, judgement, selection) -> list[dict]:
+  """What a person reads: each text with its completions, scores and what was chosen; of host arrays."""
   tokenizer, out = run.model.tokenizer, []
   for b, example in list(enumerate(examples))[: run.log_groups]:
     paired = selection.pair_weight_BxJ[b] > 0

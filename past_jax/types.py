@@ -199,11 +199,15 @@ class Loss:
 
 
 class Judge(NamedTuple):
-  """score: (weights, key, group, examples) -> Judgement. It may run on the host; examples are the B `Example`s."""
+  """score: (weights, key, group, examples) -> Judgement. It may run on the host; examples are the B `Example`s.
+
+  With `on_host` it asks nothing of a device and sees no weights: each host scores its own prompts.
+  """
 
   score: Callable[..., Judgement]
   fit: Callable | None = None
   on_current_policy: bool = False
+  on_host: bool = False
 
 
 class Update(NamedTuple):

@@ -3,6 +3,7 @@
 import ast
 import difflib
 import errno
+import functools
 import importlib.util
 import json
 import os
@@ -117,10 +118,12 @@ def value(old, text: str):
 
 
 def read_flags(argv: list[str]):
-  """(config, workdir) as the command line says; None when help was asked for, and printed."""
+  """(config, workdir, the other flags) as the command line says; None when help was asked for, and printed."""
   values = flags.FlagValues()
   flags.DEFINE_string('config', None, 'FILE.py[:key=value,...]', flag_values=values)
   flags.DEFINE_string('workdir', None, 'folder of the run; the same one again resumes it', flag_values=values)
+  help_ = 'the same command on several hosts: auto (a TPU pod or a cluster says which), or ADDRESS:PORT,INDEX/COUNT'
+  flags.DEFINE_string('hosts', '', help_, flag_values=values)
   overrides = [a for a in argv if a.startswith(('--config.', '-config.'))]
   rest = [a for a in argv if a not in overrides]
   if commands.parse('study', values, rest, SUMMARY, ('config', 'workdir')) is None:
@@ -128,7 +131,7 @@ def read_flags(argv: list[str]):
   config = load_config(values.config)
   for flag in overrides:
     override(config, flag)
-  return config, Path(values.workdir)
+  return config, Path(values.workdir), values
 
 
 # --- the command --------------------------------------------------------------------------------------------------
@@ -139,24 +142,35 @@ def run(argv: list[str]) -> int:
   read = read_flags(argv)
   if read is None:
     return 0
-  config, workdir = read
+  config, workdir, values = read
   # Imports that start JAX come after everything a typo can spoil.
+  from past_jax import hosts
+
+  with hosts.joined(values.hosts):
+    return study(config, workdir, started)
+
+
+def study(config, workdir: Path, started: float) -> int:
+  """The run, in this process or in several that are joined, of which the first alone writes and speaks."""
   import jax
 
-  from past_jax import build, checks, models, pairs, report, settings
-  from past_jax.progress import Progress
+  from past_jax import build, checks, hosts, models, pairs, report, settings
+  from past_jax.progress import Progress, quiet
   from past_jax.stop import Stop
   from past_jax.train import Loop
 
+  say = functools.partial(print, file=sys.stderr) if hosts.is_first() else lambda *_: None
   # From cheap to dear: the config, the workdir, the data, the model's files. Its weights come last, in the loop.
   refuse(checks.check(config, jax.device_count()))
   resolved = settings.plain(config)
-  check_workdir(workdir, resolved)
+  hosts.same('the config', resolved)
+  hosts.first('workdir', lambda: check_workdir(workdir, resolved))
   data = build.load_examples(config)
+  hosts.same('the data', data.examples)
   refuse(checks.check_examples(config, data.examples))
-  print(f'{config.model.spec} in {workdir}', file=sys.stderr)
+  say(f'{config.model.spec} in {workdir}' + (f' on {jax.process_count()} hosts' if hosts.several() else ''))
   for reason in data.skipped:
-    print(f'skipped {reason}', file=sys.stderr)
+    say(f'skipped {reason}')
   m = config.model
   model = models.load(m.spec, dtype=m.dtype, remat=m.remat, rope=m.rope, seed=config.seed)
   refuse(checks.check_model(config, model))
@@ -166,15 +180,19 @@ def run(argv: list[str]) -> int:
     refuse(checks.check_teacher(config, model, teacher))
   examples, names = data.examples, None
   if config.pairs.size:
-    names = known_names(workdir) or build.find_names(config, teacher or model, examples)
+    known = hosts.first('names', lambda: known_names(workdir))
+    names = known or build.find_names(config, teacher or model, examples)
     examples = pairs.combined(examples, names, config.pairs.size, config.pairs.most)
-    print(f'{len(examples)} combinations of names in {len(data.examples)} passages', file=sys.stderr)
+    say(f'{len(examples)} combinations of names in {len(data.examples)} passages')
   run_ = build.build(config, model, examples, teacher, asked=data.examples)
-  with Stop() as stop, Progress(rounds_ahead=sum(config[s].rounds for s in config.stages[1:])) as progress:
+  ahead = sum(config[s].rounds for s in config.stages[1:])
+  signals = hosts.StopTogether() if hosts.several() else Stop()
+  with signals as stop, Progress(ahead, None if hosts.is_first() else quiet()) as progress:
     try:
-      if names is not None and known_names(workdir) is None:
-        (workdir / 'names.json').write_text(json.dumps(names))
-      claim(workdir, resolved)
+      if hosts.is_first():
+        if names is not None and known is None:
+          (workdir / 'names.json').write_text(json.dumps(names))
+        claim(workdir, resolved)
       with jax.set_mesh(run_.mesh):
         loop = Loop(run_, resolved, workdir, stop, progress)
         loop.seconds['start'] += time.monotonic() - started
@@ -186,7 +204,9 @@ def run(argv: list[str]) -> int:
         f'{workdir}: {error.strerror}. What was saved is intact; free some space and run the same command again.'
       ) from error
   if not done:
-    print(f'Stopped by {stop.reason}; saved at step {loop.cursor.step}. The same command resumes.', file=sys.stderr)
+    say(f'Stopped by {stop.reason}; saved at step {loop.cursor.step}. The same command resumes.')
+    return 0
+  if not hosts.is_first():
     return 0
   report.print_table(workdir)
   print(f'Report: {workdir / "report.html"}')

@@ -5,6 +5,7 @@ import numpy as np
 
 from past_jax.judges.rows import scorer
 from past_jax.logps import token_mask
+from past_jax.mesh import host
 from past_jax.types import Judge, Judgement, Policy
 
 
@@ -31,7 +32,7 @@ def _judge(role, chunk, policy, per_token):
     if G not in scorers:
       scorers[G] = scorer(policy, max(1, chunk // G))
     logps = scorers[G](weights[role], group.prompts, group.ids_BxGxT, group.length_BxG)
-    tokens = np.asarray(token_mask(group.prompts, group.length_BxG, T)).sum(-1)
+    tokens = host(token_mask(group.prompts, group.length_BxG, T)).sum(-1)
     total = np.where(tokens > 0, logps.sum(-1, dtype=np.float64), np.nan)
     found = total / np.maximum(tokens, 1) if per_token else total
     return Judgement(jnp.asarray(found, jnp.float32), info={'logp': jnp.asarray(total, jnp.float32)})
