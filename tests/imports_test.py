@@ -9,6 +9,7 @@ LEAVES = {'types', 'answers', 'functions', 'text', 'mesh', 'lora', 'logps', 'sam
 MAY = {
   'types': set(),
   'hlo': set(),
+  'chips': {'types'},
   'answers': {'types'},
   'functions': {'types'},
   'text': {'types'},
