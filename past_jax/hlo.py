@@ -122,10 +122,27 @@ def balanced(text: str, start: int) -> int:
   raise ValueError(f'a parenthesis is not closed: {text[:80]}')
 
 
-def instruction(line: str) -> Instruction | None:
-  head = re.match(r'\s+(ROOT )?%?([^\s=]+) = ', line)
-  if head is None:
-    return None
+BEGINS = re.compile(r'\s+(ROOT )?%?([^\s=]+) = ')
+
+
+def lines(text: str) -> Iterator[str]:
+  """One for an instruction: the metadata of kernels have line breaks."""
+  held = ''
+  for line in re.sub(r'/\*[^*]*\*/', '', text).splitlines():
+    if held and line != '}' and not BEGINS.match(line):
+      held += line
+      continue
+    if held:
+      yield held
+    held = line if BEGINS.match(line) else ''
+    if not held:
+      yield line
+  if held:
+    yield held
+
+
+def instruction(line: str) -> Instruction:
+  head = BEGINS.match(line)
   rest = line[head.end() :]
   end = balanced(rest, 0) if rest.startswith('(') else rest.index(' ')
   shape, rest = rest[:end], rest[end:].lstrip()
@@ -145,19 +162,20 @@ class Module:
     self.devices = int((re.search(r'num_partitions=(\d+)', text) or ('', 1))[1])
     self.devices *= int((re.search(r'replica_count=(\d+)', text) or ('', 1))[1])
     current = None
-    for line in re.sub(r'/\*[^*]*\*/', '', text).splitlines():
+    for line in lines(text):
       if current is None:
         head = re.match(r'(ENTRY )?%?([^\s(]+) \(.*\{$', line)
         if head:
-          current = self.computations.setdefault(head[2], {})
           name = head[2]
+          current = self.computations.setdefault(name, {})
           self.entry = name if head[1] else self.entry
-      elif line.startswith('}'):
+      elif line == '}':
         current = None
-      elif (read := instruction(line)) is not None:
-        current[read.name] = read
-        if read.root:
-          self.roots[name] = read
+      else:
+        op = instruction(line)
+        current[op.name] = op
+        if op.root:
+          self.roots[name] = op
     if not self.entry:
       raise ValueError('This is no text of an HLO module: there is no ENTRY computation.')
 
@@ -299,10 +317,9 @@ def splash_flops(op: Instruction, operands: Sequence[Shape]) -> int:
   scores, weights, and their gradient's product, 3; towards keys and values: 4.
   """
   live, queries, keys = (int(n) for n in SPLASH.findall(op.source)[-1])
-  heads = max((s for s in operands if len(s.dims) >= 3), key=lambda s: s.size)
-  name = op.attribute(r'kernel_name[\\": ]+(\w+)') or op.source
-  products = 4 if 'dkv' in name else 3 if 'dq' in name else 2
-  return products * 2 * live * queries * keys * heads.dims[-1] * math.prod(heads.dims[:-2])
+  q = next(shape for shape in operands if len(shape.dims) >= 3 and shape.dtype in ('bf16', 'f32'))
+  products = 4 if 'dkv' in op.source else 3 if 'dq' in op.source else 2
+  return products * 2 * live * queries * keys * q.dims[-1] * math.prod(q.dims[:-2])
 
 
 def group_size(op: Instruction, devices: int) -> int:
@@ -427,7 +444,7 @@ class Walk:
     if op.opcode == 'convolution':
       return convolution_flops(op, *operands[:2])
     if op.opcode == 'custom-call' and SPLASH.search(op.source):
-      return splash_flops(op, [*operands, *op.shapes])
+      return splash_flops(op, operands)
     return 0
 
   def collective(self, op: Instruction, operands: list[Shape], scattered: bool = False) -> Cost:
