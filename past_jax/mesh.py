@@ -145,6 +145,15 @@ def batch_ways(mesh: Mesh) -> int:
   return mesh.shape['data'] * mesh.shape['fsdp']
 
 
+def platform() -> str:
+  """'tpu', 'gpu' or 'cpu': of the devices of the mesh under `jax.set_mesh(mesh)`, be they here or a mere topology.
+
+  Without a mesh, of the devices that are here.
+  """
+  described = jax.sharding.get_abstract_mesh().abstract_device
+  return described.platform if described else jax.default_backend()
+
+
 def constrain(x, *axes):
   """Hint inside jit, under `jax.set_mesh(mesh)`; without a mesh it does nothing."""
   if jax.sharding.get_abstract_mesh().empty:

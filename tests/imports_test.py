@@ -8,6 +8,8 @@ LEAVES = {'types', 'answers', 'functions', 'text', 'mesh', 'lora', 'logps', 'sam
 # module -> what of this package it may import; a name covers what is below it
 MAY = {
   'types': set(),
+  'hlo': set(),
+  'chips': {'types'},
   'answers': {'types'},
   'functions': {'types'},
   'text': {'types'},

@@ -180,6 +180,7 @@ class Block(nn.Module):
 
   config: ModelConfig
   dtype: jnp.dtype
+  pallas: bool | None = None
 
   @nn.compact
   def __call__(self, carry, layer, shared):
@@ -203,9 +204,15 @@ class Block(nn.Module):
       )
       out = decode_attention(q, layer['prompt'], own, *shared['masks'][layer['kind']], score)
     else:
-      window = of_kind(shared['windows']) if shared['windows'] is not None else None
-      attend = functools.partial(tree_attention, scale=c.scale, cap=c.attention_cap)
-      out = attend(q, k, v, shared['valid_BxP'], shared['slots_Q'], window)
+      tree, options = (q, k, v, shared['valid_BxP']), dict(scale=c.scale, cap=c.attention_cap)
+      if mesh_lib.platform() == 'tpu' if self.pallas is None else self.pallas:
+        from past_jax.models import splash  # Pallas takes a second to import
+
+        options |= dict(windows=[kind.window for kind in c.kinds], pattern=c.pattern)
+        out = splash.tree_attention(*tree, len(shared['slots_Q']), layer['kind'], **options)
+      else:
+        window = of_kind(shared['windows']) if shared['windows'] is not None else None
+        out = tree_attention(*tree, shared['slots_Q'], window, **options)
 
     post = norm if c.post_norms else lambda name: lambda x: x
     attended = post('attention_post_norm')(linear('o', c.width, summed=2)(out))
@@ -225,6 +232,7 @@ class Transformer(nn.Module):
   config: ModelConfig
   dtype: jnp.dtype
   remat: str
+  pallas: bool | None = None
 
   def setup(self):
     c = self.config
@@ -239,7 +247,7 @@ class Transformer(nn.Module):
     self.embed = nn.Embed(c.vocab, c.width, dtype=self.dtype, embedding_init=init)
     if c.learned_positions:
       self.positions = nn.Embed(c.context, c.width, dtype=self.dtype, embedding_init=init)
-    self.layers = scan(c, self.dtype)
+    self.layers = scan(c, self.dtype, self.pallas)
     self.final_norm = Norm(c.norm, c.norm_eps)
     if not c.tied:
       self.head = Linear((c.vocab,), self.dtype, result=jnp.float32, kernel_init=init)
@@ -292,16 +300,20 @@ def prompt_layout(prompts: Prompts):
   return jnp.maximum(offset_BxP, 0), offset_BxP >= 0
 
 
-def transformer(config: ModelConfig, *, dtype='float32', remat: str = 'none') -> Policy:
+def transformer(config: ModelConfig, *, dtype='float32', remat: str = 'none', pallas: bool | None = None) -> Policy:
   """The `Policy` of a configuration. Parameters are float32; `dtype` is that of the products, `remat` one of `REMAT`.
 
   Norms, rotations, softmax, soft caps and logits are computed in float32 whatever `dtype` is.
+
+  Args:
+    pallas: attention over trees and rows by the TPU's kernel (splash.py; interpreted elsewhere) or by einsums
+      (attention.py). None: by the kernel where the devices of the mesh are TPUs. Decoding is always einsums.
   """
-  model = Transformer(config, jnp.dtype(dtype), remat)
+  model = Transformer(config, jnp.dtype(dtype), remat, pallas)
   apply = lambda params, *args, method, **kw: model.apply({'params': params}, *args, method=method, **kw)
 
   def init(key):
-    return model.init(key, jnp.zeros((1, 2), jnp.int32), method='everything')['params']
+    return model.clone(pallas=False).init(key, jnp.zeros((1, 2), jnp.int32), method='everything')['params']
 
   def rows(params, ids_NxL, length_N):
     del length_N  # left-aligned and causal: what comes after a row's end changes nothing before it
