@@ -172,7 +172,7 @@ def judged(judge: Judge, weights, key, group: Group, examples: Sequence[Example]
   """Of all prompts; a judge that works on the host scores on each host its own share of them."""
   if not judge.on_host or not hosts.several():
     return judge.score(weights, key, group, examples)
-  own = hosts.share(len(examples))
+  own = hosts.share(len(examples), jax.process_index(), jax.process_count())
   judgement = judge.score(weights, key, rows_of(host(group), own), [examples[b] for b in own])
   return hosts.gathered(judgement, len(examples))
 

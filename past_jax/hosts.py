@@ -9,6 +9,7 @@ service misses its heartbeats and aborts the others, which then say so. With one
 
 import contextlib
 import ctypes
+import glob
 import hashlib
 import json
 import os
@@ -18,8 +19,9 @@ import sys
 import threading
 import time
 import traceback
+import urllib.request
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -33,6 +35,9 @@ JOIN_SECONDS = 300  # to wait for the others to start
 LOOK_SECONDS = 1.0  # between two looks for a failure of another process
 FOREVER_MS = 7 * 24 * 3600 * 1000  # whoever waits for a process that has died is stopped, not timed out
 FAILED = 'past/failed/'  # of the coordination service's keys: what a process that failed has said
+CHIPS = ('accel', 'vfio/')  # devices of a TPU VM
+WORKERS = 'worker-network-endpoints'  # metadata of a TPU VM: an entry for each host of its slice
+METADATA_SECONDS = 3
 AGAIN = 'What was saved is intact: start the same command on all hosts to go on.'
 
 _times: dict[str, int] = defaultdict(int)  # how often `first` was asked each question
@@ -77,10 +82,38 @@ def join(flag: str) -> None:
     raise UserError(f'--hosts={flag}: not all processes have come within {JOIN_SECONDS} s ({what}).') from None
 
 
+def of_slice(environ: Mapping[str, str], devices: str = '/dev') -> int:
+  """How many hosts the TPU slice has that this machine belongs to; 1 where there is none, or it is not to be used.
+
+  GKE and JAX's own launchers say it in the environment, a TPU VM asks its metadata server.
+  """
+  platforms = environ.get('JAX_PLATFORMS', '')
+  if (platforms and 'tpu' not in platforms) or {'TPU_PROCESS_BOUNDS', 'TPU_CHIPS_PER_PROCESS_BOUNDS'} & set(environ):
+    return 1
+  slices = int(environ.get('MEGASCALE_NUM_SLICES') or 1)
+  names = environ.get('TPU_WORKER_HOSTNAMES', '')
+  if not names and 'TPU_SKIP_MDS_QUERY' not in environ and any(glob.glob(f'{devices}/{n}[0-9]*') for n in CHIPS):
+    server = environ.get('GCE_METADATA_IP', 'metadata.google.internal')
+    request = urllib.request.Request(f'http://{server}/computeMetadata/v1/instance/attributes/{WORKERS}')
+    request.add_header('Metadata-Flavor', 'Google')
+    with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=METADATA_SECONDS) as answer:
+      names = answer.read().decode()
+  return slices * max(1, len(names.split(',')))
+
+
 @contextlib.contextmanager
 def joined(flag: str):
-  """The run within is one process of several, if `flag` (--hosts) is not empty. A failure in one ends all of them."""
+  """The run within is one process of several, if `flag` (--hosts) is not empty. A failure in one ends all of them.
+
+  Raises:
+    UserError: there is no flag, and this machine is one of several.
+  """
   if not flag:
+    if (count := of_slice(os.environ)) > 1 or (count := jax.process_count()) > 1:
+      raise UserError(
+        f'this machine is one of {count} hosts of a TPU slice: start the same command on all with --hosts=auto. '
+        'To use its own chips alone, set TPU_PROCESS_BOUNDS=1,1,1 and TPU_CHIPS_PER_PROCESS_BOUNDS to their shape.'
+      )
     yield
     return
   join(flag)
@@ -200,10 +233,10 @@ def same(what: str, value) -> None:
     raise UserError(f'{what} of process {jax.process_index()} differs from that of process 0: they must be the same.')
 
 
-def share(total: int) -> np.ndarray:
-  """Which of `total` rows this process looks after: as many in each, the last row again where they do not divide."""
-  size = -(-total // jax.process_count())
-  return np.minimum(np.arange(size) + size * jax.process_index(), total - 1)
+def share(total: int, index: int, count: int) -> np.ndarray:
+  """Which of `total` rows process `index` of `count` looks after: as many as any other; what is left over repeats."""
+  size = -(-total // count)
+  return np.minimum(np.arange(size) + size * index, total - 1)
 
 
 def gathered(tree, total: int):

@@ -26,6 +26,7 @@ from past_jax.collect import Collected, collect
 from past_jax.data.stream import permutation
 from past_jax.diversity import diversity
 from past_jax.metrics import CompileCounter, Late, MetricsWriter, NoWriter, nonfinite, rows
+from past_jax.profile import Profile, StepClock, peak
 from past_jax.progress import Progress
 from past_jax.render import filled, text_batch
 from past_jax.settings import rows_of
@@ -64,8 +65,12 @@ class Loop:
   `base` unless adapters compute with it, wait in host memory and are placed for what samples, judges or scores.
   """
 
-  def __init__(self, run: Run, config: dict, workdir: Path, stop: Stop, progress: Progress):
+  def __init__(
+    self, run: Run, config: dict, workdir: Path, stop: Stop, progress: Progress, profile: Profile | None = None
+  ):
     self.run, self.config, self.workdir, self.stop, self.progress = run, config, workdir, stop, progress
+    self.profile = profile or Profile(workdir / 'profile')
+    self.peak = peak(run.mesh.devices.flat[0].device_kind)
     self.compiles = CompileCounter()
     self.late_compiles = 0  # programs compiled after a stage's first whole round; should stay 0
     self.seconds = defaultdict(float)
@@ -261,7 +266,8 @@ class Loop:
     )
 
   def round(self, stage: Stage, step, writer: MetricsWriter) -> None:
-    run, c = self.run, self.cursor
+    run, c, started = self.run, self.cursor, time.monotonic()
+    self.profile.before(c.step + 1)
     plan = stage.plan(c.round)
     indices, position = run.stream.take(c.position, plan.prompts)
     examples = [run.examples[i] for i in indices]
@@ -313,26 +319,32 @@ class Loop:
     enter('update', len(order))
     self.progress.advance(c.update)
     measured = [lengths_of(batch) for batch in batches.values()]
-    started = time.monotonic()
+    facts['perf/collect_seconds'] = time.monotonic() - started
+    clock = StepClock()
     for update in range(c.update, len(order)):
-      replay = self.replay(stage, c)
-      needed = [n for lengths in measured for n in lengths(order[update])]
-      needed += [n for lengths in map(lengths_of, replay.values()) for n in lengths()]
-      replay = mesh_lib.put_batch(run.mesh, replay)
-      self.state, metrics = step(needed, self.state, self.frozen(), batches, order[update], replay)
+      self.profile.before(c.step + 1)
+      with clock.spent('input'):
+        replay = self.replay(stage, c)
+        needed = [n for lengths in measured for n in lengths(order[update])]
+        needed += [n for lengths in map(lengths_of, replay.values()) for n in lengths()]
+        replay = mesh_lib.put_batch(run.mesh, replay)
+      with jax.profiler.StepTraceAnnotation('update', step_num=c.step + 1):
+        self.state, metrics = step(needed, self.state, self.frozen(), batches, order[update], replay)
+      self.profile.after(c.step + 1, metrics)
       host = {'stage': stage.name, 'round': c.round + 1, **(facts if update == 0 else {})}
       host['perf/compile_count'] = self.compiles.count
+      if self.peak:
+        host['perf/flops'] = step.flops()
       self.bad, previous = {k: v for k, v in metrics.items() if v.ndim}, self.bad
-      row = self.late.push(c.step + 1, host, {k: v for k, v in metrics.items() if not v.ndim})
-      now = time.monotonic()
-      self.log(row, stage, writer, now - started, previous)
-      started = now
+      with clock.spent('device'):
+        row = self.late.push(c.step + 1, host, {k: v for k, v in metrics.items() if not v.ndim})
+      self.log(row, stage, writer, clock.lap(), previous)
       c = self.cursor = c._replace(update=update + 1, step=c.step + 1)
       self.order = order
       if c.update < len(order) and self.stop.here():
-        self.log(self.late.flush(), stage, writer, time.monotonic() - started, self.bad)
+        self.log_last(stage, writer, clock)
         raise Stopped
-    self.log(self.late.flush(), stage, writer, time.monotonic() - started, self.bad)
+    self.log_last(stage, writer, clock)
     self.cursor = Cursor(c.stage, c.round + 1, 0, c.step, position)
     self.batch = self.batch if stage.buffer.size else None
 
@@ -351,12 +363,21 @@ class Loop:
     batch, _ = text_batch(self.run.model.tokenizer, texts, stage.replay_length)
     return {'replay': batch}
 
-  def log(self, row: dict | None, stage: Stage, writer: MetricsWriter, seconds: float, bad: dict) -> None:
+  def log_last(self, stage: Stage, writer: MetricsWriter, clock: StepClock) -> None:
+    with clock.spent('device'):
+      row = self.late.flush()
+    self.log(row, stage, writer, clock.lap(), self.bad)
+
+  def log(self, row: dict | None, stage: Stage, writer: MetricsWriter, spent: dict, bad: dict) -> None:
     """Writes a step's row after its checks. The step after it is already under way."""
     if row is None:
       return
     self.progress.advance(1, tokens=row['num_tokens'])
-    row['perf/tokens_per_second'] = row['num_tokens'] / max(seconds, 1e-9)
+    seconds = max(spent['perf/step_seconds'], 1e-9)
+    row |= spent
+    row['perf/tokens_per_second'] = row['num_tokens'] / seconds
+    if self.peak:
+      row['perf/mfu'] = row['perf/flops'] / seconds / self.peak
     if not row.pop('finite'):
       raise self.not_finite(row, bad)
     self.check_reference(row, stage)

@@ -124,6 +124,8 @@ def read_flags(argv: list[str]):
   flags.DEFINE_string('workdir', None, 'folder of the run; the same one again resumes it', flag_values=values)
   help_ = 'the same command on several hosts: auto (a TPU pod or a cluster says which), or ADDRESS:PORT,INDEX/COUNT'
   flags.DEFINE_string('hosts', '', help_, flag_values=values)
+  help_ = 'FIRST:LAST, updates to trace into WORKDIR/profile; SIGUSR1 traces the next few'
+  flags.DEFINE_string('profile', '', help_, flag_values=values)
   overrides = [a for a in argv if a.startswith(('--config.', '-config.'))]
   rest = [a for a in argv if a not in overrides]
   if commands.parse('study', values, rest, SUMMARY, ('config', 'workdir')) is None:
@@ -144,17 +146,19 @@ def run(argv: list[str]) -> int:
     return 0
   config, workdir, values = read
   # Imports that start JAX come after everything a typo can spoil.
-  from past_jax import hosts
+  from past_jax import hosts, profile
 
+  traced = profile.span(values.profile)
   with hosts.joined(values.hosts):
-    return study(config, workdir, started)
+    return study(config, workdir, started, traced)
 
 
-def study(config, workdir: Path, started: float) -> int:
+def study(config, workdir: Path, started: float, traced: tuple[int, int] | None) -> int:
   """The run, in this process or in several that are joined, of which the first alone writes and speaks."""
   import jax
 
   from past_jax import build, checks, hosts, models, pairs, report, settings
+  from past_jax.profile import Profile
   from past_jax.progress import Progress, quiet
   from past_jax.stop import Stop
   from past_jax.train import Loop
@@ -187,14 +191,15 @@ def study(config, workdir: Path, started: float) -> int:
   run_ = build.build(config, model, examples, teacher, asked=data.examples)
   ahead = sum(config[s].rounds for s in config.stages[1:])
   signals = hosts.StopTogether() if hosts.several() else Stop()
-  with signals as stop, Progress(ahead, None if hosts.is_first() else quiet()) as progress:
+  shown = Progress(ahead, None if hosts.is_first() else quiet())
+  with signals as stop, shown as progress, Profile(workdir / 'profile', traced, progress.note) as seen:
     try:
       if hosts.is_first():
         if names is not None and known is None:
           (workdir / 'names.json').write_text(json.dumps(names))
         claim(workdir, resolved)
       with jax.set_mesh(run_.mesh):
-        loop = Loop(run_, resolved, workdir, stop, progress)
+        loop = Loop(run_, resolved, workdir, stop, progress, seen)
         loop.seconds['start'] += time.monotonic() - started
         done = loop.study()
     except OSError as error:
