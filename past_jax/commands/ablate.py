@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
-from past_jax import commands
+from past_jax import commands, storage
 from past_jax.types import UserError
 
 SUMMARY = """run a sweep file and judge its claims
@@ -41,7 +41,7 @@ def run(argv: list[str]) -> int:
     raise UserError('name a sweep file first, as in past ablate configs/ablations/past.py --workdir=runs/ablate.')
   if not values.workdir:
     raise UserError('--workdir=... is missing; past ablate --help explains.')
-  return ablate(Path(file), Path(values.workdir), values)
+  return ablate(Path(file), storage.local(values.workdir, '--workdir'), values)
 
 
 def ablate(file: Path, workdir: Path, values: flags.FlagValues) -> int:

@@ -117,10 +117,11 @@ def value(old, text: str):
 
 
 def read_flags(argv: list[str]):
-  """(config, workdir) as the command line says; None when help was asked for, and printed."""
+  """(config, workdir as given) as the command line says; None when help was asked for, and printed."""
   values = flags.FlagValues()
   flags.DEFINE_string('config', None, 'FILE.py[:key=value,...]', flag_values=values)
-  flags.DEFINE_string('workdir', None, 'folder of the run; the same one again resumes it', flag_values=values)
+  folder = 'folder of the run, or gs://BUCKET/FOLDER; the same one again resumes it'
+  flags.DEFINE_string('workdir', None, folder, flag_values=values)
   overrides = [a for a in argv if a.startswith(('--config.', '-config.'))]
   rest = [a for a in argv if a not in overrides]
   if commands.parse('study', values, rest, SUMMARY, ('config', 'workdir')) is None:
@@ -128,7 +129,7 @@ def read_flags(argv: list[str]):
   config = load_config(values.config)
   for flag in overrides:
     override(config, flag)
-  return config, Path(values.workdir)
+  return config, values.workdir
 
 
 # --- the command --------------------------------------------------------------------------------------------------
@@ -139,11 +140,11 @@ def run(argv: list[str]) -> int:
   read = read_flags(argv)
   if read is None:
     return 0
-  config, workdir = read
+  config, where = read
   # Imports that start JAX come after everything a typo can spoil.
   import jax
 
-  from past_jax import build, checks, models, pairs, report, settings
+  from past_jax import build, checks, models, pairs, report, settings, storage
   from past_jax.progress import Progress
   from past_jax.stop import Stop
   from past_jax.train import Loop
@@ -151,10 +152,12 @@ def run(argv: list[str]) -> int:
   # From cheap to dear: the config, the workdir, the data, the model's files. Its weights come last, in the loop.
   refuse(checks.check(config, jax.device_count()))
   resolved = settings.plain(config)
-  check_workdir(workdir, resolved)
+  home = storage.Workdir(where)
+  workdir = home.local
+  check_workdir(home, resolved)
   data = build.load_examples(config)
   refuse(checks.check_examples(config, data.examples))
-  print(f'{config.model.spec} in {workdir}', file=sys.stderr)
+  print(f'{config.model.spec} in {home}', file=sys.stderr)
   for reason in data.skipped:
     print(f'skipped {reason}', file=sys.stderr)
   m = config.model
@@ -170,26 +173,27 @@ def run(argv: list[str]) -> int:
     examples = pairs.combined(examples, names, config.pairs.size, config.pairs.most)
     print(f'{len(examples)} combinations of names in {len(data.examples)} passages', file=sys.stderr)
   run_ = build.build(config, model, examples, teacher, asked=data.examples)
-  with Stop() as stop, Progress(rounds_ahead=sum(config[s].rounds for s in config.stages[1:])) as progress:
+  with home, Stop() as stop, Progress(rounds_ahead=sum(config[s].rounds for s in config.stages[1:])) as progress:
     try:
       if names is not None and known_names(workdir) is None:
         (workdir / 'names.json').write_text(json.dumps(names))
       claim(workdir, resolved)
+      home.push()
       with jax.set_mesh(run_.mesh):
-        loop = Loop(run_, resolved, workdir, stop, progress)
+        loop = Loop(run_, resolved, home, stop, progress)
         loop.seconds['start'] += time.monotonic() - started
         done = loop.study()
     except OSError as error:
       if error.errno not in NO_SPACE:
         raise
       raise UserError(
-        f'{workdir}: {error.strerror}. What was saved is intact; free some space and run the same command again.'
+        f'{home}: {error.strerror}. What was saved is intact; free some space and run the same command again.'
       ) from error
   if not done:
     print(f'Stopped by {stop.reason}; saved at step {loop.cursor.step}. The same command resumes.', file=sys.stderr)
     return 0
   report.print_table(workdir)
-  print(f'Report: {workdir / "report.html"}')
+  print(f'Report: {home.path / "report.html"}')
   return 0
 
 
@@ -204,24 +208,25 @@ def refuse(problems: list[str]) -> None:
     raise UserError('\n  '.join(['the config has problems:', *problems]))
 
 
-def check_workdir(workdir: Path, resolved: dict) -> None:
-  """Refuses a workdir that cannot be written, or is another config's: its run is not overwritten and not continued."""
+def check_workdir(home, resolved: dict) -> None:
+  """Refuses a workdir that cannot be written, or is another config's: its run is not overwritten and not continued.
+
+  home: a `storage.Workdir`.
+  """
   from past_jax import settings
 
-  path = workdir / 'config.json'
+  path = home.local / 'config.json'
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
+    home.probe()
     old = json.loads(path.read_text()) if path.exists() else None
-    probe = workdir / '.probe'
-    probe.touch()
-    probe.unlink()
   except OSError as error:
-    raise UserError(f'cannot write in {workdir}: {error.strerror}. Choose another --workdir.') from None
+    raise UserError(f'cannot write in {home}: {error.strerror}. Choose another --workdir.') from None
   except ValueError:
-    raise UserError(f'{path} is not readable as JSON; choose another workdir, or restore the file.') from None
+    at = home.path / 'config.json'
+    raise UserError(f'{at} is not readable as JSON; choose another workdir, or restore the file.') from None
   if old is not None and (changed := settings.differences(old, resolved)):
     raise UserError(
-      '\n  '.join([f'{workdir} was made with another config. These keys differ (there -> here):', *changed])
+      '\n  '.join([f'{home} was made with another config. These keys differ (there -> here):', *changed])
       + '\nUse the same values to resume, or another --workdir.'
     )
 
