@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -174,8 +175,9 @@ class Workdir:
     if not is_remote(where):
       return
     logging.getLogger('gcsfs').setLevel(logging.ERROR)
-    self._scratch = tempfile.TemporaryDirectory(prefix='past-', ignore_cleanup_errors=True)
-    self.local = pathlib.Path(self._scratch.name, self.path.name)
+    scratch = tempfile.mkdtemp(prefix='past-')
+    weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
+    self.local = pathlib.Path(scratch, self.path.name)
     self.local.mkdir()
     with told(self.path, 'read'):
       for name in names(self.path):
