@@ -19,6 +19,7 @@ MAY = {
   'coverage': LEAVES,
   'sampler': {'types', 'mesh'},
   'heap': set(),
+  'compile_cache': set(),
   'storage': {'types'},
   'stop': set(),
   'progress': set(),
@@ -42,7 +43,7 @@ MAY = {
   'update': LEAVES,
   'collect': LEAVES | {'selects'},
   'pairs': LEAVES | {'collect', 'data', 'generators', 'render'},
-  'main': {'types', 'heap'},
+  'main': {'types', 'heap', 'compile_cache'},
 }
 ABOVE = {'__init__', 'settings', 'checks', 'build', 'train', 'commands'}  # these may import all
 

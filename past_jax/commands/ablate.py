@@ -74,7 +74,7 @@ def ablate(file: Path, workdir: Path, values: flags.FlagValues) -> int:
     how = f'FAILED, {error} ({outcome.job.folder}/log.txt)' if error else f'{outcome.seconds:.0f} s'
     bar.note(f'{outcome.job.title}: {how}')
 
-  surroundings = processes.environment(values.jobs, session.workdir / 'compiled')
+  surroundings = processes.environment(values.jobs)
   launch = lambda job: processes.Process(job, surroundings)
   with Stop() as stop, bar:
     # Runs that an earlier invocation finished but did not live to write down have only to be read.
