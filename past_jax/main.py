@@ -4,7 +4,7 @@ import difflib
 import importlib
 import sys
 
-from past_jax import heap
+from past_jax import compile_cache, heap
 
 COMMANDS = {  # name -> (module with run(argv) -> exit code, one line of help)
   'study': ('past_jax.commands.study', 'run a config; the same command again resumes'),
@@ -46,6 +46,7 @@ def main(argv: list[str]) -> int:
 def run() -> None:
   if heap.cpu_only():
     heap.keep()
+  compile_cache.use()
   sys.exit(main(sys.argv[1:]))
 
 

@@ -11,14 +11,13 @@ import json
 import math
 import time
 from collections import defaultdict
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from past_jax import buckets, hosts, lora, models, report
+from past_jax import buckets, hosts, lora, models, report, storage
 from past_jax import mesh as mesh_lib
 from past_jax.build import Run, Stage
 from past_jax.checkpoint import Checkpoints
@@ -65,16 +64,14 @@ class Loop:
   `base` unless adapters compute with it, wait in host memory and are placed for what samples, judges or scores.
   """
 
-  def __init__(
-    self, run: Run, config: dict, workdir: Path, stop: Stop, progress: Progress, profile: Profile | None = None
-  ):
-    self.run, self.config, self.workdir, self.stop, self.progress = run, config, workdir, stop, progress
-    self.profile = profile or Profile(workdir / 'profile')
-    self.peak = peak(run.mesh.devices.flat[0].device_kind)
+  def __init__(self, run: Run, config: dict, home: storage.Workdir, stop: Stop, progress: Progress, profile: Profile):
+    self.run, self.config, self.stop, self.progress = run, config, stop, progress
+    self.home, self.workdir = home, home.local
+    self.profile, self.peak = profile, peak(run.mesh.devices.flat[0].device_kind)
     self.compiles = CompileCounter()
     self.late_compiles = 0  # programs compiled after a stage's first whole round; should stay 0
     self.seconds = defaultdict(float)
-    self.checkpoints = Checkpoints(workdir / 'checkpoints', run.checkpoint_keep)
+    self.checkpoints = Checkpoints(home.path / storage.CHECKPOINTS, run.checkpoint_keep)
     self.late = Late()
     self.phase, self.phase_start = '', time.monotonic()
     self.bad: dict = {}
@@ -136,7 +133,7 @@ class Loop:
     self.keep_base(run.model.read(run.mesh) if run.keeps_base else None)
     if self.base_bits != host['base']:
       what = f'The weights of {self.config["model"]["spec"]} are not those that the adapters'
-      raise UserError(f'{what} in {self.workdir} were trained on. Put them back, or choose another workdir.')
+      raise UserError(f'{what} in {self.home} were trained on. Put them back, or choose another workdir.')
     self.keep_teacher(tree.get('teacher'))
     self.check_scored(host['scored_by'])
     self.progress.note(f'resuming from checkpoint {restored.step}')
@@ -150,7 +147,7 @@ class Loop:
     stage = self.run.stages[self.cursor.stage]
     if int(lora.fingerprint(self.weights(stage)[role])) != scored_by['fingerprint']:
       raise UserError(
-        f'The reference log-probs of the round under way in {self.workdir} are of other weights than the role {role!r} '
+        f'The reference log-probs of the round under way in {self.home} are of other weights than the role {role!r} '
         f'has now: {self.config["model"]["spec"]} has changed. Put it back, or choose another workdir.'
       )
 
@@ -183,6 +180,7 @@ class Loop:
     host = {'cursor': self.cursor._asdict(), 'config': self.config, 'seconds': dict(self.seconds)}
     within = batch is not None and self.cursor.update
     host |= {'base': self.base_bits, 'scored_by': self.scored_by if within else None}
+    self.home.push()  # a run that resumes from this checkpoint does not write the rows before it again
     self.checkpoints.save(self.cursor.step, tree, host)
 
   def batch_to_keep(self) -> Batch | None:

@@ -21,13 +21,15 @@ MAY = {
   'coverage': LEAVES,
   'sampler': {'types', 'mesh'},
   'heap': set(),
+  'compile_cache': set(),
+  'storage': {'types'},
   'stop': set(),
   'hosts': {'types', 'stop'},
   'profile': {'types', 'chips'},
   'progress': set(),
   'metrics': {'types'},
   'diversity': set(),
-  'checkpoint': {'types', 'hosts', 'mesh'},
+  'checkpoint': {'types', 'hosts', 'mesh', 'storage'},
   'report': {'types', 'metrics', 'progress'},
   'ablate': {'types', 'metrics', 'ablate'},
   'transforms': {'types', 'text'},
@@ -45,7 +47,7 @@ MAY = {
   'update': LEAVES,
   'collect': LEAVES | {'hosts', 'selects'},
   'pairs': LEAVES | {'collect', 'data', 'generators', 'render'},
-  'main': {'types', 'heap'},
+  'main': {'types', 'heap', 'compile_cache'},
 }
 ABOVE = {'__init__', 'settings', 'checks', 'build', 'train', 'commands'}  # these may import all
 

@@ -23,6 +23,7 @@ import jax
 from absl import flags
 
 from past_jax import mesh as mesh_lib
+from past_jax import storage
 from past_jax.progress import track
 from past_jax.stop import wait
 from past_jax.types import UserError
@@ -208,7 +209,7 @@ def fill(
   Raises:
     UserError: bad rows, an out file made otherwise or not writable, and whatever `start` and the step find.
   """
-  path = Path(out)
+  path = storage.local(out, '--out')
   try:
     found = claimed(path, made_by)
     total, done = survey(source, path if found else None, check)
