@@ -78,4 +78,4 @@ def majority(
       out_BxG[b, members] = [mass.get(row[g], np.nan) for g in members]
     return Judgement(jnp.asarray(out_BxG), info=info)
 
-  return Judge(score)
+  return Judge(score, lower=likely.lower if weight == 'likelihood' else None)
