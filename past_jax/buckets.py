@@ -76,6 +76,15 @@ class Bucketed:
       self._compiled[shapes] = programs
     self._current = self._compiled[shapes]
 
+  @property
+  def whole(self) -> Callable:
+    """The program of full lengths, to be traced."""
+    return self._jitted[-1]
+
+  def lower(self, *args):
+    """The same, ready to be compiled."""
+    return self.whole.lower(*args)
+
   def __call__(self, needed: Sequence[tuple[int, int]], *args):
     """The program of the smallest share in which every (longest, full length) of `needed` fits."""
     fits = lambda share: all(longest <= size(full, share) for longest, full in needed)

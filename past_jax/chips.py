@@ -18,6 +18,12 @@ from past_jax.types import UserError
 GIB = 1 << 30
 
 
+def amount(n: float) -> str:
+  """Bytes, for people: 9.20 GiB, 310 MiB."""
+  unit, name = (GIB, 'GiB') if n >= GIB / 10 else (1 << 20, 'MiB')
+  return f'{n / unit:.{2 if unit == GIB else 0}f} {name}'
+
+
 @dataclasses.dataclass(frozen=True)
 class Chip:
   name: str  # as libtpu calls it

@@ -322,6 +322,12 @@ def splash_flops(op: Instruction, operands: Sequence[Shape]) -> int:
   return products * 2 * live * queries * keys * q.dims[-1] * math.prod(q.dims[:-2])
 
 
+def passes_of(op: Instruction, operands: Sequence[Shape]) -> int:
+  if not any(shape.dtype == 'f32' for shape in operands[:2]):
+    return 1
+  return {'highest': 6, 'high': 3}.get(op.attribute(r'operand_precision=\{(\w+)'), 1)
+
+
 def group_size(op: Instruction, devices: int) -> int:
   """How many devices take part in one group of a collective."""
   at = op.attributes.find('replica_groups=')
@@ -360,6 +366,7 @@ class Cost(NamedTuple):
   flops: float = 0
   bytes: float = 0
   sent: float = 0  # bytes over the interconnect
+  passes: int = 1  # of the matrix units, which multiply bfloat16: a float32 product of full precision takes six
   shapes: tuple[Shape, ...] = ()
   loop: str = ''  # the innermost loop around it whose runs depend on data; such a body counts once
 
@@ -436,7 +443,8 @@ class Walk:
       moved = sum(shape.hbm for shape in operands[1:]) + 2 * operands[-1].hbm
     elif kind == 'copy':  # a start's results are the copy, and its source once more
       moved = operands[0].hbm + op.shapes[0].hbm
-    yield Cost(op.source, op.opcode, 1, self.flops(op, operands), moved, shapes=op.shapes)
+    flops = self.flops(op, operands)
+    yield Cost(op.source, op.opcode, 1, flops, moved, passes=passes_of(op, operands), shapes=op.shapes)
 
   def flops(self, op: Instruction, operands: list[Shape]) -> float:
     if op.opcode == 'dot':
@@ -472,7 +480,7 @@ class Walk:
       elif op.opcode == 'fusion':
         yield from self.fused(Frame(op.calls[0], None, frame, op.operands))
       elif flops := self.flops(op, operands):
-        yield Cost(op.source, op.opcode, 1, flops, shapes=op.shapes)
+        yield Cost(op.source, op.opcode, 1, flops, passes=passes_of(op, operands), shapes=op.shapes)
 
   def loop(self, frame: Frame, op: Instruction) -> Iterator[Cost]:
     runs = trips(self.module, op, frame)

@@ -13,6 +13,7 @@ COMMANDS = {  # name -> (module with run(argv) -> exit code, one line of help)
   'export': ('past_jax.commands.export', 'a run as a Hugging Face directory (safetensors, config, tokenizer)'),
   'ablate': ('past_jax.commands.ablate', 'a sweep file to runs, intervals and verdicts on claims; resumes'),
   'report': ('past_jax.commands.report', 'write report.html of a run'),
+  'compile': ('past_jax.commands.compile', 'what the programs of a config take and cost on a TPU slice, without one'),
 }
 
 USAGE = 'past: language models that study\n\n' + '\n'.join(f'  past {n:<8} {h}' for n, (_, h) in COMMANDS.items())

@@ -84,16 +84,10 @@ class Loop:
 
   def abstract_state(self, stage: Stage):
     """Shapes and shardings of the train state: nothing is ever materialised unsharded."""
-    init = lambda key: stage.update.init(self.run.trained(self.run.model.policy.init(key)))
-    state = jax.eval_shape(init, jax.random.key(0))
-    placed = mesh_lib.shardings(self.run.mesh, state, models.RULES)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
+    return abstract_state(self.run.model, self.run.trained, self.run.mesh, stage)
 
   def new_state(self, stage: Stage, params) -> TrainState:
-    placed = jax.tree.map(lambda x: x.sharding, self.abstract_state(stage))
-    # A copy of the parameters: the step donates them, and `params` may be another role's weights.
-    init = jax.jit(lambda p: stage.update.init(jax.tree.map(jnp.copy, p)), out_shardings=placed)
-    return init(params)
+    return state_program(stage, self.abstract_state(stage))(params)
 
   def restore(self) -> bool:
     """The rule of where weights come from. True: from a checkpoint."""
@@ -464,7 +458,7 @@ class Loop:
       begins = self.cursor.step and self.cursor.round == self.cursor.update == 0
       if self.run.eval_every and begins and not self.evaluated(when := f'stage {stage.name}'):
         self.evaluate(when, writer)
-      step, warm = bucketed_step(self, stage), False
+      step, warm = bucketed_step(stage, self.abstract_state(stage)), False
       while self.cursor.round < stage.rounds:
         when = f'round {self.cursor.round}'
         due = self.run.eval_every and self.cursor.round and self.cursor.round % self.run.eval_every == 0
@@ -492,12 +486,26 @@ class Loop:
     report.write(self.workdir)
 
 
-def bucketed_step(loop: Loop, stage: Stage) -> buckets.Bucketed:
+def abstract_state(model: models.Model, trained, mesh, stage: Stage) -> TrainState:
+  """Shapes and shardings of a stage's train state."""
+  state = jax.eval_shape(lambda key: stage.update.init(trained(model.policy.init(key))), jax.random.key(0))
+  placed = mesh_lib.shardings(mesh, state, models.RULES)
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
+
+
+def state_program(stage: Stage, abstract: TrainState):
+  """(params) -> a new train state, placed as `abstract` says."""
+  placed = jax.tree.map(lambda x: x.sharding, abstract)
+  # A copy of the parameters: the step donates them, and `params` may be another role's weights.
+  return jax.jit(lambda params: stage.update.init(jax.tree.map(jnp.copy, params)), out_shardings=placed)
+
+
+def bucketed_step(stage: Stage, abstract: TrainState) -> buckets.Bucketed:
   """(state, frozen roles, batches of the round, index_b, replay) -> (state, metrics): a step on these prompts of each.
 
   The state is donated and kept in its shardings. All terms are cut to one share of their lengths.
   """
-  placed = jax.tree.map(lambda x: x.sharding, loop.abstract_state(stage))
+  placed = jax.tree.map(lambda x: x.sharding, abstract)
 
   def step(share, state, weights, batches, index_b, replay):
     chosen = jax.tree.map(lambda x: mesh_lib.constrain(x[index_b], mesh_lib.BATCH), batches)

@@ -79,4 +79,8 @@ def majority(
       out_BxG[b, members] = [mass.get(row[g], np.nan) for g in members]
     return Judgement(out_BxG, info=info)
 
+<<<<<<< HEAD
   return Judge(score, on_host=weight == 'count')
+=======
+  return Judge(score, lower=likely.lower if weight == 'likelihood' else None)
+>>>>>>> origin/compile

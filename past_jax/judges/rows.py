@@ -33,7 +33,8 @@ def scorer(policy: Policy, chunk: int):
   by repeating a row.
 
   Returns:
-    score(params, prompts, ids_NxKxT, length_NxK) -> logps_NxKxT, numpy float32
+    score(params, prompts, ids_NxKxT, length_NxK) -> logps_NxKxT, numpy float32; `score.lower(params, P, K, T)` is the
+    program of a call, lowered
   """
   # Replicated at the end, so that every process can read all of it.
   program = jax.jit(lambda *args: constrain(group_logps(policy, *args)))
@@ -47,4 +48,9 @@ def scorer(policy: Policy, chunk: int):
     calls = [program(params, *jax.tree.map(functools.partial(np.take, indices=pick, axis=0), rows)) for pick in picks]
     return np.concatenate(host(calls))[:N]
 
+  def lower(params, P: int, K: int, T: int):
+    ints = lambda *shape: jax.ShapeDtypeStruct((chunk, *shape), np.int32)
+    return program.lower(params, Prompts(ints(P), ints()), ints(K, T), ints(K))
+
+  score.lower = lower
   return score
