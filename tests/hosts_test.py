@@ -18,8 +18,9 @@ from past_jax.types import UserError
 # The whole loop in 2 rounds of 1 update.
 PAST = 'configs/past.py:size=tiny,group=2'
 SHORT = ('--config.study.curriculum.epochs=1', '--config.study.generator.length=16')
-# Texts alone: little to compile.
+# Texts alone, and nothing is sampled: little to compile.
 RAW = 'configs/past.py:size=tiny,arm=raw'
+FEW = ('--config.eval.tasks={}', '--config.eval.heldout=general', '--config.eval.heldout_length=32')
 
 
 # --- in this process ----------------------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ ENDS = {
 def test_all_stop_when_one_fails(tmp_path, how, index):
   """In the first device call, in which the other one waits for it."""
   patch, text, code = ENDS[how]
-  processes = start(tmp_path / 'run', RAW, *mesh(2, 2, 2), count=2, patches={index: patch})
+  processes = start(tmp_path / 'run', RAW, *FEW, *mesh(2, 2, 2), count=2, patches={index: patch})
   processes[index].wait(timeout=600)
   begun = time.monotonic()
   ended = finish(processes)
@@ -170,7 +171,7 @@ def test_all_stop_when_one_fails(tmp_path, how, index):
 def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path):
   """And the run goes on in one process, to what a run without a stop ends with."""
   run, whole = tmp_path / 'run', tmp_path / 'whole'
-  two = start(run, RAW, *mesh(2, 2, 2), '--config.study.rounds=1000', '--config.checkpoint.every=1000', count=2)
+  two = start(run, RAW, *FEW, *mesh(2, 2, 2), '--config.study.rounds=1000', '--config.checkpoint.every=1000', count=2)
   while all(process.poll() is None for process in two) and len(rows(run / 'metrics.jsonl')) < 3:
     time.sleep(0.1)
   two[1].send_signal(signal.SIGTERM)
@@ -180,8 +181,8 @@ def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path):
   assert f'saved at step {step}' in ended[0][1]
   assert len(rows(run / 'metrics.jsonl')) == step < 2000
   rounds = f'--config.study.rounds={step // 2 + 1}'
-  study(run, RAW, *mesh(4, 2, 1), rounds)
-  study(whole, RAW, *mesh(2, 2, 2), rounds)
+  study(run, RAW, *FEW, *mesh(4, 2, 1), rounds)
+  study(whole, RAW, *FEW, *mesh(2, 2, 2), rounds)
   assert_near(params(run), params(whole), 1e-5)
   assert [row['step'] for row in rows(run / 'metrics.jsonl')] == list(range(1, params(whole)[0] + 1))
 
@@ -198,6 +199,6 @@ build.load_examples = load
 
 @pytest.mark.slow
 def test_processes_with_different_data_are_refused(tmp_path):
-  ended = finish(start(tmp_path / 'run', RAW, *mesh(2, 2, 2), count=2, patches={1: OTHER_DATA}))
+  ended = finish(start(tmp_path / 'run', RAW, *FEW, *mesh(2, 2, 2), count=2, patches={1: OTHER_DATA}))
   assert [code for code, _ in ended] == [1, 2]
   assert 'the data of process 1 differs from that of process 0' in ended[0][1]

@@ -38,15 +38,8 @@ def _judge(role, chunk, policy, per_token):
   def score(weights, key, group, examples) -> Judgement:
     del key, examples
     G, T = group.ids_BxGxT.shape[1:]
-<<<<<<< HEAD
-    if G not in scorers:
-      scorers[G] = scorer(policy, max(1, chunk // G))
-    logps = scorers[G](weights[role], group.prompts, group.ids_BxGxT, group.length_BxG)
-    tokens = host(token_mask(group.prompts, group.length_BxG, T)).sum(-1)
-=======
     logps = of(G)(weights[role], group.prompts, group.ids_BxGxT, group.length_BxG)
-    tokens = np.asarray(token_mask(group.prompts, group.length_BxG, T)).sum(-1)
->>>>>>> origin/compile
+    tokens = host(token_mask(group.prompts, group.length_BxG, T)).sum(-1)
     total = np.where(tokens > 0, logps.sum(-1, dtype=np.float64), np.nan)
     found = total / np.maximum(tokens, 1) if per_token else total
     return Judgement(jnp.asarray(found, jnp.float32), info={'logp': jnp.asarray(total, jnp.float32)})

@@ -79,8 +79,5 @@ def majority(
       out_BxG[b, members] = [mass.get(row[g], np.nan) for g in members]
     return Judgement(out_BxG, info=info)
 
-<<<<<<< HEAD
-  return Judge(score, on_host=weight == 'count')
-=======
-  return Judge(score, lower=likely.lower if weight == 'likelihood' else None)
->>>>>>> origin/compile
+  count = weight == 'count'
+  return Judge(score, on_host=count, lower=None if count else likely.lower)
