@@ -101,6 +101,15 @@ def of_slice(environ: Mapping[str, str], devices: str = '/dev') -> int:
   return slices * max(1, len(names.split(',')))
 
 
+def refuse_slice(remedy: str) -> None:
+  """Raises UserError, with what to do, on one host of several: libtpu would wait there for the others."""
+  if (count := of_slice(os.environ)) > 1 or (count := jax.process_count()) > 1:
+    raise UserError(
+      f'this machine is one of {count} hosts of a TPU slice{remedy}. '
+      'To use its own chips alone, set TPU_PROCESS_BOUNDS=1,1,1 and TPU_CHIPS_PER_PROCESS_BOUNDS to their shape.'
+    )
+
+
 @contextlib.contextmanager
 def joined(flag: str):
   """The run within is one process of several, if `flag` (--hosts) is not empty. A failure in one ends all of them.
@@ -109,11 +118,7 @@ def joined(flag: str):
     UserError: there is no flag, and this machine is one of several.
   """
   if not flag:
-    if (count := of_slice(os.environ)) > 1 or (count := jax.process_count()) > 1:
-      raise UserError(
-        f'this machine is one of {count} hosts of a TPU slice: start the same command on all with --hosts=auto. '
-        'To use its own chips alone, set TPU_PROCESS_BOUNDS=1,1,1 and TPU_CHIPS_PER_PROCESS_BOUNDS to their shape.'
-      )
+    refuse_slice(': start the same command on all with --hosts=auto')
     yield
     return
   join(flag)

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags
 
+from past_jax import hosts, storage
 from past_jax import mesh as mesh_lib
-from past_jax import storage
 from past_jax.progress import track
 from past_jax.stop import wait
 from past_jax.types import UserError
@@ -60,6 +60,7 @@ def model_flags(values: flags.FlagValues) -> None:
 
 def load(values: flags.FlagValues):
   """What the flags name: (model, read() -> its placed weights, mesh, rows per call)."""
+  hosts.refuse_slice(', and this command runs on one')
   from past_jax import models  # here, because flax takes a second: a typo should not wait for it
 
   def ours(function, *args):
