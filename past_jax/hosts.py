@@ -59,7 +59,8 @@ def join(flag: str) -> None:
   """Makes this process one of the run's, as --hosts says; before anything else is asked of JAX.
 
   Raises:
-    UserError: the flag is malformed, there is no cluster to be found, or the others do not come.
+    UserError: the flag is malformed, there is no cluster to be found, or process 0 cannot listen at its address. If
+      the others do not come JAX aborts the process.
   """
   options = dict(heartbeat_timeout_seconds=HEARTBEAT_SECONDS, initialization_timeout=JOIN_SECONDS)
   if flag != 'auto':
@@ -78,8 +79,7 @@ def join(flag: str) -> None:
       f'--hosts={flag}: no cluster is found here ({error}). Write --hosts=ADDRESS:PORT,INDEX/COUNT instead.'
     ) from None
   except jax.errors.JaxRuntimeError as error:
-    what = str(error).splitlines()[0]
-    raise UserError(f'--hosts={flag}: not all processes have come within {JOIN_SECONDS} s ({what}).') from None
+    raise UserError(f'--hosts={flag}: {str(error).splitlines()[0]}.') from None
 
 
 def of_slice(environ: Mapping[str, str], devices: str = '/dev') -> int:
@@ -121,17 +121,21 @@ def joined(flag: str):
     refuse_slice(': start the same command on all with --hosts=auto')
     yield
     return
+  aborted = _OnAbort(f'--hosts={flag}: not all processes have come within {JOIN_SECONDS} s.')
   join(flag)
+  aborted.text = (
+    f'process {jax.process_index()} of {jax.process_count()} stops: another process has died or cannot be reached; the '
+    f'lines above, or its own log, tell which. {AGAIN}'
+  )
   done = threading.Event()
   threading.Thread(target=_watch, args=(done,), name='hosts', daemon=True).start()
-  handler = _speak_when_aborted()
   try:
     yield
   except BaseException as error:
     fail(error)
   finally:
     done.set()
-    del handler
+    aborted.end()
 
 
 def fail(error: BaseException) -> None:
@@ -154,7 +158,7 @@ def _watch(done: threading.Event) -> None:
   while not done.wait(LOOK_SECONDS):
     try:
       failed = [(int(key.rpartition('/')[2]), text) for key, text in _client().key_value_dir_get(FAILED)]
-    except Exception:  # the service has ended: `_speak_when_aborted` says so, if it was not the end of the run
+    except Exception:  # the service has ended: `_OnAbort` says so, if it was not the end of the run
       return
     if failed and me not in dict(failed):
       index, text = min(failed)
@@ -162,23 +166,25 @@ def _watch(done: threading.Event) -> None:
       _exit(1)
 
 
-def _speak_when_aborted():
-  """Puts a sentence of ours after what JAX says when it aborts because another process is dead. Keep what it returns.
+class _OnAbort:
+  """Puts `text` after what JAX says when it aborts, as it does when another process is dead, and exits with 1.
 
   JAX takes no callback for this, and Python's own signal handlers would come too late: abort() does not wait for them.
   """
 
-  def speak(number):
+  def __init__(self, text: str):
+    self.text = text
+    self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._speak)
+    self._signal = ctypes.CDLL(None).signal
+    self._signal(int(signal.SIGABRT), self._handler)
+
+  def _speak(self, number: int) -> None:
     del number
-    _say(
-      f'past study: process {jax.process_index()} of {jax.process_count()} stops: another process has died or cannot '
-      f'be reached; the lines above, or its own log, tell which. {AGAIN}'
-    )
+    _say(f'past study: {self.text}')
     _exit(1)
 
-  handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(speak)
-  ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)
-  return handler
+  def end(self) -> None:
+    self._signal(int(signal.SIGABRT), None)  # SIG_DFL
 
 
 def _say(text: str) -> None:

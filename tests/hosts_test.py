@@ -159,9 +159,9 @@ def test_all_stop_when_one_fails(tmp_path, how, index):
   begun = time.monotonic()
   ended = finish(processes)
   assert time.monotonic() - begun < 60
-  assert ended[index][0] == code
+  assert ended[index][0] == code, ended
   survivor, error = ended[1 - index]
-  assert survivor == 1
+  assert survivor == 1, error
   (line,) = [line for line in error.splitlines() if line.startswith('past study:')]
   assert text in line and 'start the same command on all hosts' in line
   assert 'Traceback' not in error
