@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from past_jax import hlo
 from past_jax.types import Batch, Prompts
 
 MULTIPLE = 8  # of lengths that are cut
@@ -59,7 +60,9 @@ class Bucketed:
     self.shares = tuple(shares)
     self._jitted = [jax.jit(functools.partial(program, share), **options) for share in self.shares]
     self._compiled: dict[str, list] = {}
+    self._flops: dict[int, float] = {}
     self._current: list = []
+    self._last = None
 
   def prepare(self, *args, phase: Callable, tick: Callable) -> None:
     """Compiles all programs for arguments of these shapes, unless done: phase('compile'), and a tick for each."""
@@ -73,7 +76,23 @@ class Bucketed:
       self._compiled[shapes] = programs
     self._current = self._compiled[shapes]
 
+  @property
+  def whole(self) -> Callable:
+    """The program of full lengths, to be traced."""
+    return self._jitted[-1]
+
+  def lower(self, *args):
+    """The same, ready to be compiled."""
+    return self.whole.lower(*args)
+
   def __call__(self, needed: Sequence[tuple[int, int]], *args):
     """The program of the smallest share in which every (longest, full length) of `needed` fits."""
     fits = lambda share: all(longest <= size(full, share) for longest, full in needed)
-    return self._current[next(i for i, share in enumerate(self.shares) if fits(share))](*args)
+    self._last = self._current[next(i for i, share in enumerate(self.shares) if fits(share))]
+    return self._last(*args)
+
+  def flops(self) -> float:
+    """Of the program that was called last: those of its products, on one device, what is computed twice included."""
+    if id(self._last) not in self._flops:
+      self._flops[id(self._last)] = hlo.total(hlo.costs(self._last.as_text())).flops
+    return self._flops[id(self._last)]

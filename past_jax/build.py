@@ -167,10 +167,7 @@ def build(
   mesh_ = mesh.make(config.mesh)
   trained, whole = build_adapters(config)
   evaluate, calls = build_evaluation(config, model, mesh_, examples if asked is None else asked)
-  teacher_policy = model.policy if teacher is None else within(teacher.policy, model.config.vocab)
-  stages = tuple(
-    build_stage(config, name, model, mesh_, whole, len(examples), teacher_policy) for name in config.stages
-  )
+  stages = build_stages(config, model, mesh_, whole, len(examples), teacher)
   return Run(
     seed=config.seed,
     model=model,
@@ -206,6 +203,12 @@ def build_adapters(config):
 def within(policy: Policy, vocab: int) -> Policy:
   """A policy that gives ids below `vocab` only: large models pad their embedding further than small ones."""
   return policy._replace(head=lambda params, hidden: policy.head(params, hidden)[..., :vocab])
+
+
+def build_stages(config, model: models.Model, mesh_, whole, rows: int, teacher: models.Model | None):
+  """Every `Stage` of a config, for data of so many rows."""
+  policy = model.policy if teacher is None else within(teacher.policy, model.config.vocab)
+  return tuple(build_stage(config, name, model, mesh_, whole, rows, policy) for name in config.stages)
 
 
 def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int, teacher) -> Stage:

@@ -6,17 +6,15 @@
     <directory>/<step>/manifest.json  bytes and SHA-256 of every other file
 
 The manifest is written last, so a folder without one is an interrupted write: it is never read, and the next save
-removes it. For one process on a local file system.
+removes it. In a local folder or on object storage (`storage`), whose files appear whole. Of several processes, which
+must all see it, each writes and reads its own arrays, and the first does everything else.
 """
 
 import contextlib
 import errno
-import hashlib
 import json
 import logging
 import os
-import pathlib
-import shutil
 import time
 from concurrent import futures
 from typing import Any, NamedTuple
@@ -25,6 +23,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from past_jax import hosts, storage
+from past_jax.mesh import put
 from past_jax.types import UserError
 
 STATE, HOST, ARRAYS, MANIFEST = 'state', 'host.json', 'arrays.json', 'manifest.json'
@@ -54,7 +54,7 @@ class Checkpoints:
   def __init__(self, directory: str | os.PathLike, keep: int = 2):
     if keep < 1:
       raise UserError(f'cannot keep {keep} checkpoints: keep at least 1')
-    self.directory, self.keep = pathlib.Path(directory).absolute(), keep
+    self.directory, self.keep = storage.path(directory), keep
     self._damaged: set[int] = set()  # seen by `restore`; they do not count among those to keep
     self._writer = futures.ThreadPoolExecutor(1, 'checkpoint')
     self._pending: futures.Future | None = None
@@ -70,22 +70,33 @@ class Checkpoints:
     same step is left alone. Raises UserError if this save or the one before cannot be written.
     """
     self.wait()
-    if jax.process_count() > 1:
-      raise UserError(f'cannot write {self.directory}: checkpoints of several processes are not supported')
     host_text, arrays = json.dumps(host, indent=2), _named(tree)
     folder = self._folder(step)
+
+    def prepare() -> bool:
+      """Makes the folder and the small files; False: there is an intact checkpoint."""
+      with self._cleaning_up(step):
+        for found in set(self._folders()) - set(self.steps()):
+          _remove(self._folder(found))
+        if folder.exists():
+          if _damage(folder) is None:
+            return False
+          _remove(folder)
+        folder.mkdir(parents=True)
+        if storage.room(folder) < sum(x.nbytes for x in arrays.values()):
+          raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # rather than fill the disk first
+        (folder / HOST).write_text(host_text)
+        (folder / ARRAYS).write_text(json.dumps({name: _spec(x) for name, x in arrays.items()}, indent=1))
+        return True
+
+    if not hosts.first('checkpoint begun', prepare):
+      return
+    if not folder.exists():
+      raise UserError(
+        f'process {jax.process_index()} does not see the folder {folder}, which process 0 has made: several hosts need '
+        'a --workdir that all of them share, such as gs://BUCKET/NAME or a network file system'
+      )
     with self._cleaning_up(step):
-      for found in set(self._folders()) - set(self.steps()):
-        _remove(self._folder(found))
-      if folder.exists():
-        if _damage(folder) is None:
-          return
-        _remove(folder)
-      folder.mkdir(parents=True)
-      if shutil.disk_usage(folder).free < sum(x.nbytes for x in arrays.values()):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # rather than fill the disk first
-      (folder / HOST).write_text(host_text)
-      (folder / ARRAYS).write_text(json.dumps({name: _spec(x) for name, x in arrays.items()}, indent=1))
       # Uncompressed: float mantissas shrink by 8 % and cost several times the writing time. Directories are made here
       # and not in Orbax's threads, which would wait for them in vain if that failed.
       checkpointer = ocp.AsyncCheckpointer(
@@ -111,10 +122,10 @@ class Checkpoints:
     Raises UserError if all are damaged, or if names, shapes or dtypes differ from those of `abstract_tree`.
     """
     self.wait()
-    found = self._newest(_damage)
+    found = hosts.first('newest checkpoint', lambda: self._newest(_damage))
     if found is None:
       return None
-    step, skipped = found
+    step, skipped = found[0], tuple(found[1])
     folder = self._folder(step)
     specs = json.loads((folder / ARRAYS).read_text())
     if callable(abstract_tree):
@@ -135,21 +146,23 @@ class Checkpoints:
 
   def latest_host(self) -> dict | None:
     """The host part of the newest checkpoint that looks intact: of the files with arrays only the size is checked."""
-    found = self._newest(lambda folder: _damage(folder, hashed=(HOST,)))
+    found = hosts.first('latest host', lambda: self._newest(lambda folder: _damage(folder, hashed=(HOST,))))
     return None if found is None else self.host(found[0])
 
-  def _folder(self, step: int) -> pathlib.Path:
+  def _folder(self, step: int):
     return self.directory / str(step)
 
   def _folders(self) -> list[int]:
-    names = os.listdir(self.directory) if self.directory.is_dir() else []
-    return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
+    return sorted(int(name) for name in storage.names(self.directory) if name.isdecimal() and name == str(int(name)))
 
   def _newest(self, damage) -> tuple[int, tuple[str, ...]] | None:
     """(step, a sentence for each damaged one passed over) of the newest for which `damage(folder)` is None."""
     damaged = {}
-    for step in reversed(self.steps()):
-      what = damage(self._folder(step))
+    with storage.told(self.directory, 'read'):
+      steps = self.steps()
+    for step in reversed(steps):
+      with storage.told(self._folder(step), 'read'):
+        what = damage(self._folder(step))
       if what is None:
         self._damaged |= set(damaged)
         return step, tuple(f'checkpoint {s} is damaged: {what}; using checkpoint {step}' for s, what in damaged.items())
@@ -163,9 +176,13 @@ class Checkpoints:
     return None
 
   def _finish(self, step: int, checkpointer: ocp.AsyncCheckpointer) -> None:
+    with self._cleaning_up(step), contextlib.closing(checkpointer):
+      checkpointer.wait_until_finished()
+    hosts.first('checkpoint sealed', lambda: self._complete(step))
+
+  def _complete(self, step: int) -> None:
+    """Declares what all have written a checkpoint, and removes old ones."""
     with self._cleaning_up(step):
-      with contextlib.closing(checkpointer):
-        checkpointer.wait_until_finished()
       _seal(self._folder(step))
     # Only now is there a newer one to fall back on. What is newer than the oldest kept one stays, damaged or not.
     self._damaged.discard(step)
@@ -174,7 +191,7 @@ class Checkpoints:
       for old in self.steps():
         if old < min(oldest_kept, step):
           _remove(self._folder(old))
-    except OSError as error:
+    except storage.errors(self.directory) as error:
       raise UserError(
         f'checkpoint {step} is written, but old ones in {self.directory} cannot be removed: {error}; '
         'make the folder writable and run the same command again'
@@ -188,10 +205,15 @@ class Checkpoints:
     except Exception as error:
       folder, remains = self._folder(step), ''
       try:
-        if not (folder / MANIFEST).exists():
+        if hosts.is_first() and not (folder / MANIFEST).exists():
           _remove(folder)
-      except OSError as second:
-        remains = f'; its unfinished {folder} could not be removed ({second.strerror}), and is ignored'
+      except storage.errors(folder) as second:
+        why = second.strerror if isinstance(second, OSError) else second
+        remains = f'; its unfinished {folder} could not be removed ({why}), and is ignored'
+      if isinstance(error, UserError):
+        raise
+      if storage.is_remote(folder):
+        raise storage.refused(f'checkpoint at step {step} in {self.directory}', 'written', error) from error
       code = error.errno if isinstance(error, OSError) else _code_in(str(error))
       if code is None:
         raise
@@ -241,7 +263,7 @@ def _sharding(x) -> jax.sharding.Sharding | None:
   return getattr(x, 'sharding', None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
-def _check_same(folder: pathlib.Path, found: dict, wanted: dict) -> None:
+def _check_same(folder, found: dict, wanted: dict) -> None:
   def shown(spec):
     return 'absent' if spec is None else f'{spec[0]}{spec[1]}'
 
@@ -260,7 +282,7 @@ def _check_same(folder: pathlib.Path, found: dict, wanted: dict) -> None:
     )
 
 
-def _read(folder: pathlib.Path, specs: dict, shardings: dict) -> dict[str, Any]:
+def _read(folder, specs: dict, shardings: dict) -> dict[str, Any]:
   """The arrays of `specs`, by name: placed by their sharding, or numpy where that is None. Others stay on the disk."""
   how = {
     name: ocp.RestoreArgs(restore_type=np.ndarray) if sharding is None else ocp.ArrayRestoreArgs(sharding=sharding)
@@ -270,34 +292,28 @@ def _read(folder: pathlib.Path, specs: dict, shardings: dict) -> dict[str, Any]:
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
     item = _nested({name: jax.ShapeDtypeStruct(tuple(specs[name][1]), specs[name][0]) for name in how})
     args = ocp.args.PyTreeRestore(item=item, restore_args=_nested(how), partial_restore=True)
-    tree = checkpointer.restore(folder / STATE, args=args)
+    with storage.told(folder, 'read'):
+      tree = checkpointer.restore(folder / STATE, args=args)
   arrays = _named(tree)
   for name, (dtype, shape) in specs.items():
     if 0 in shape:
       empty = np.zeros(shape, dtype)
-      arrays[name] = empty if shardings[name] is None else jax.device_put(empty, shardings[name])
+      arrays[name] = empty if shardings[name] is None else put(empty, shardings[name])
   return arrays
 
 
-def _seal(folder: pathlib.Path) -> None:
+def _seal(folder) -> None:
   """Forces every file to the disk, then writes the manifest that declares the checkpoint complete."""
-  names = _files(folder)
-  with futures.ThreadPoolExecutor(2) as pool:
-    sums = list(pool.map(lambda name: _sha256(folder / name, sync=True), names))
-  manifest = {name: {'bytes': (folder / name).stat().st_size, 'sha256': sha} for name, sha in zip(names, sums)}
-  temporary = folder / (MANIFEST + '.tmp')
-  with open(temporary, 'w') as file:
-    json.dump(manifest, file, indent=1)
-    file.flush()
-    os.fsync(file.fileno())
-  for parent, _, _ in os.walk(folder):
-    _sync_directory(parent)
-  os.replace(temporary, folder / MANIFEST)
-  _sync_directory(folder)
-  _sync_directory(folder.parent)
+  found = _files(folder)
+  with futures.ThreadPoolExecutor(_readers(folder)) as pool:
+    sums = list(pool.map(lambda name: storage.sha256(folder / name, sync=True), found))
+  manifest = {name: {'bytes': size, 'sha256': sha} for (name, size), sha in zip(found.items(), sums)}
+  storage.sync_folders(folder)
+  storage.write(folder / MANIFEST, json.dumps(manifest, indent=1))
+  storage.sync_folders(folder)
 
 
-def _damage(folder: pathlib.Path, hashed: tuple[str, ...] | None = None) -> str | None:
+def _damage(folder, hashed: tuple[str, ...] | None = None) -> str | None:
   """What is wrong with a complete checkpoint, or None. `hashed`: the files to hash, by default all."""
   try:
     manifest = json.loads((folder / MANIFEST).read_text())
@@ -307,52 +323,43 @@ def _damage(folder: pathlib.Path, hashed: tuple[str, ...] | None = None) -> str 
   except (ValueError, KeyError, TypeError, AttributeError):
     return f'file {MANIFEST} cannot be parsed'
   found = _files(folder)
-  if missing := sorted(wanted.keys() - set(found)):
+  if missing := sorted(wanted.keys() - found.keys()):
     return f'file {missing[0]} is missing'
-  if extra := sorted(set(found) - wanted.keys()):
+  if extra := sorted(found.keys() - wanted.keys()):
     return f'file {extra[0]} is not in its {MANIFEST}'
   try:
     for name, (size, _) in wanted.items():
-      if (there := (folder / name).stat().st_size) != size:
+      if (there := found[name]) != size:
         return f'file {name} ' + (f'was truncated to {there} bytes' if there < size else 'has grown') + f', was {size}'
     names = list(wanted) if hashed is None else hashed
-    with futures.ThreadPoolExecutor(2) as pool:
-      sums = list(pool.map(lambda name: _sha256(folder / name), names))
+    with futures.ThreadPoolExecutor(_readers(folder)) as pool:
+      sums = list(pool.map(lambda name: storage.sha256(folder / name), names))
     wrong = [name for name, sha in zip(names, sums) if sha != wanted[name][1]]
     return f'file {wrong[0]} has a wrong SHA-256' if wrong else None
   except OSError as error:
+    if storage.is_remote(folder):  # what the network did not bring may well be intact
+      raise
     return f'file {error.filename} cannot be read: {error.strerror}'
 
 
-def _files(folder: pathlib.Path) -> list[str]:
-  """Every file but the manifest, relative to the folder."""
-  paths = (pathlib.Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
-  return sorted(path.relative_to(folder).as_posix() for path in paths if path != folder / MANIFEST)
+def _files(folder) -> dict[str, int]:
+  """{name relative to the folder: bytes} of every file but the manifest."""
+  return {name: size for name, size in storage.sizes(folder).items() if name != MANIFEST}
 
 
-def _sha256(path: pathlib.Path, sync: bool = False) -> str:
-  with open(path, 'rb') as file:
-    if sync:
-      os.fsync(file.fileno())
-    return hashlib.file_digest(file, 'sha256').hexdigest()
+def _readers(folder) -> int:
+  """Files that are read at a time: on object storage most of the time is spent waiting."""
+  return 16 if storage.is_remote(folder) else 2
 
 
-def _sync_directory(path) -> None:
-  fd = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(fd)
-  finally:
-    os.close(fd)
-
-
-def _remove(folder: pathlib.Path) -> None:
+def _remove(folder) -> None:
   """Without its manifest first, so that a kill half-way leaves an incomplete checkpoint and not a damaged one."""
   if not folder.exists():
     return
   (folder / MANIFEST).unlink(missing_ok=True)
   for attempt in range(REMOVALS):
     try:
-      return shutil.rmtree(folder)
+      return storage.remove(folder)
     except OSError:  # after a failed write Orbax's other threads may still be creating files
       if attempt == REMOVALS - 1:
         raise

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from past_jax import buckets, lora, selects
+from past_jax import buckets, hosts, lora, selects
 from past_jax.logps import CHUNK, group_logps
-from past_jax.mesh import batch_ways, put_batch
+from past_jax.mesh import batch_ways, host, put_batch
 from past_jax.types import Batch, Example, Generator, Group, Judge, Judgement, Policy, Prompts, Select, Selection
 
 Measure = Callable[[Group, Judgement, Sequence[Example]], dict[str, float]]  # figures of a round, for people
@@ -113,8 +113,8 @@ def rows_of(tree, rows: np.ndarray):
 
 
 def concatenate(trees, total: int):
-  """Joins on the batch axis on the host: joining arrays split over devices would replicate them."""
-  return jax.tree.map(lambda *xs: np.concatenate([np.asarray(x) for x in xs])[:total], *trees)
+  """Joins host arrays on the batch axis: joining arrays split over devices would replicate them."""
+  return jax.tree.map(lambda *xs: np.concatenate(xs)[:total], *trees)
 
 
 @jax.jit
@@ -136,7 +136,7 @@ def sample(c: Collector, weights, key, prompts: Prompts, temperature, real: int,
   groups = []
   for rows in calls:
     group = c.generate(buckets.lengths(prompts, rows=rows), weights, *part(rows), np.float32(temperature))
-    groups.append(jax.device_get(tick(group)))
+    groups.append(host(tick(group)))
   group = concatenate(groups, B)
   keep = np.arange(B) < real
   kept = jax.tree.map(lambda x: np.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, np.zeros_like(x)), group)
@@ -148,15 +148,15 @@ def sampler_gap(c: Collector, params, group: Group) -> float:
 
   Both at temperature 1 and in the sampling view; given completions are left out.
   """
-  few = put_batch(c.mesh, rows_of(jax.device_get(group), np.arange(min(len(group.length_BxG), 4 * batch_ways(c.mesh)))))
+  few = put_batch(c.mesh, rows_of(host(group), np.arange(min(len(group.length_BxG), 4 * batch_ways(c.mesh)))))
   again = c.logps(params, few.prompts, few.ids_BxGxT, few.length_BxG)
-  gap = np.abs(np.asarray(again).sum(-1) - np.asarray(few.logps_BxGxT).sum(-1))
-  return float(np.where(np.asarray(few.source_BxG) >= 0, gap, 0.0).max())
+  again, own, source = host((again, few.logps_BxGxT, few.source_BxG))
+  return float(np.where(source >= 0, np.abs(again.sum(-1) - own.sum(-1)), 0.0).max())
 
 
 def score(c: Collector, params, batch: Batch, size: int, phase, tick):
   """logps_BxGxT of a batch from one scoring pass, in the update's own shapes and by its own function."""
-  batch = jax.device_get(batch)
+  batch = host(batch)
   whole, calls = (batch.prompts, batch.ids_BxGxT, batch.length_BxG), parts(len(batch.length_BxG), size)
   part = lambda rows: put_batch(c.mesh, rows_of(whole, rows))
   c.score.prepare(params, *part(calls[0]), phase=phase, tick=tick)
@@ -164,8 +164,17 @@ def score(c: Collector, params, batch: Batch, size: int, phase, tick):
   scored = []
   for rows in calls:
     logps = c.score(buckets.lengths(*whole, rows=rows), params, *part(rows))
-    scored.append(jax.device_get(tick(logps)))
+    scored.append(host(tick(logps)))
   return concatenate(scored, len(batch.length_BxG))
+
+
+def judged(judge: Judge, weights, key, group: Group, examples: Sequence[Example]) -> Judgement:
+  """Of all prompts; a judge that works on the host scores on each host its own share of them."""
+  if not judge.on_host or not hosts.several():
+    return judge.score(weights, key, group, examples)
+  own = hosts.share(len(examples), jax.process_index(), jax.process_count())
+  judgement = judge.score(weights, key, rows_of(host(group), own), [examples[b] for b in own])
+  return hosts.gathered(judgement, len(examples))
 
 
 def attach(c: Collector, weights, batch: Batch, sources, gap: float, phase, tick) -> Batch:
@@ -206,11 +215,11 @@ def collect(
   group = sample(c, weights, key_sample, rendered.sample, temperature, real, phase, tick)
   gap = sampler_gap(c, weights[reference.sampled_by], group) if reference.sampled_by else 0.0
   phase('judge')
-  judgement = tick(c.judge.score(weights, key_judge, group, examples))
+  judgement = tick(judged(c.judge, weights, key_judge, group, examples))
   train = put_batch(c.mesh, rendered.train)
   selection, batch, metrics = c.select(key_select, group, judgement, train)
   batch = attach(c, weights, batch, {'ref_logps_BxGxT': reference, 'old_logps_BxGxT': old}, gap, phase, tick)
-  metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+  metrics = {name: float(value) for name, value in host(metrics).items()}
   metrics |= c.measure(group, judgement, examples)
   batch = put_batch(c.mesh, batch)  # laid out alike in every mode: the update's programs are compiled once
   scored_by = None if batch.ref_logps_BxGxT is None else int(lora.fingerprint(weights[reference.role]))

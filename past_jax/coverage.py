@@ -5,10 +5,10 @@ Figures of one round's groups, for people. Sharpening by sampling costs what cov
 
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from past_jax import answers
+from past_jax.mesh import host
 from past_jax.text import Tokenizer, completion_text
 from past_jax.types import Example, Group, Judgement
 
@@ -38,7 +38,7 @@ def coverage(tokenizer: Tokenizer, rule: str = '', sampler_is_base: bool = False
     logp_BxG = judgement.info.get('logp')
     if logp_BxG is None and sampler_is_base:
       logp_BxG = group.logps_BxGxT.sum(-1)
-    ids, length, source, score_BxG, logp_BxG = jax.device_get(
+    ids, length, source, score_BxG, logp_BxG = host(
       (group.ids_BxGxT, group.length_BxG, group.source_BxG, judgement.score_BxG, logp_BxG)
     )
     drawn_BxG = (length > 0) & (source == 0)

@@ -4,7 +4,7 @@ import difflib
 import importlib
 import sys
 
-from past_jax import heap
+from past_jax import compile_cache, heap
 
 COMMANDS = {  # name -> (module with run(argv) -> exit code, one line of help)
   'study': ('past_jax.commands.study', 'run a config; the same command again resumes'),
@@ -13,6 +13,7 @@ COMMANDS = {  # name -> (module with run(argv) -> exit code, one line of help)
   'export': ('past_jax.commands.export', 'a run as a Hugging Face directory (safetensors, config, tokenizer)'),
   'ablate': ('past_jax.commands.ablate', 'a sweep file to runs, intervals and verdicts on claims; resumes'),
   'report': ('past_jax.commands.report', 'write report.html of a run'),
+  'compile': ('past_jax.commands.compile', 'what the programs of a config take and cost on a TPU slice, without one'),
 }
 
 USAGE = 'past: language models that study\n\n' + '\n'.join(f'  past {n:<8} {h}' for n, (_, h) in COMMANDS.items())
@@ -46,6 +47,7 @@ def main(argv: list[str]) -> int:
 def run() -> None:
   if heap.cpu_only():
     heap.keep()
+  compile_cache.use()
   sys.exit(main(sys.argv[1:]))
 
 

@@ -5,6 +5,7 @@ array without a rule is an error. Optimizer moments repeat the paths of the para
 what else an optimizer keeps is small and replicated: sums over a parameter's dimensions, constants.
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -30,6 +31,11 @@ def make(shape: Mapping[str, int], devices=None) -> Mesh:
     raise UserError(f'config.mesh = {dict(shape)}: sizes are positive, and one at most is -1.')
   if (need := int(np.prod(sizes))) > len(devices):
     raise UserError(f'config.mesh = {dict(shape)} needs {need} devices; there are {len(devices)}.')
+  if need < len(devices) and jax.process_count() > 1:
+    raise UserError(
+      f'config.mesh = {dict(shape)} takes {need} of {len(devices)} devices; a run on several hosts takes all of them. '
+      'An axis of size -1 takes all that are left.'
+    )
   # Auto, said aloud: jax.make_mesh now defaults to Explicit axes, under which linen's Embed raises.
   return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:need])
 
@@ -72,13 +78,67 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
-def put_batch(mesh: Mesh, tree):
-  """Host arrays whose leading axis is the batch, onto the mesh."""
-  return jax.device_put(tree, batch_sharding(mesh))
-
-
 def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
+
+
+# Several processes run the same program; a process holds the shards of its own devices. What is placed is the same in
+# all of them, and each places its own part of it.
+
+
+@functools.cache
+def _moved(sharding: NamedSharding):
+  """From one layout to another on the devices of all processes, which `jax.device_put` does not do."""
+  return jax.jit(lambda tree: tree, out_shardings=sharding)
+
+
+def put(tree, placed):
+  """Arrays, or what `park` has made of them, onto a mesh: `placed` is a sharding, or a tree of them."""
+  if jax.process_count() == 1:
+    return jax.device_put(tree, placed)
+
+  def one(x, sharding):
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      return _moved(sharding)(x)
+    x = x if isinstance(x, Parked) else np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
+
+  if isinstance(placed, NamedSharding):
+    return jax.tree.map(lambda x: one(x, placed), tree)
+  return jax.tree.map(one, tree, placed)
+
+
+def put_batch(mesh: Mesh, tree):
+  """Host arrays whose leading axis is the batch, onto the mesh."""
+  return put(tree, batch_sharding(mesh))
+
+
+def host(tree):
+  """numpy copies of all arrays, whole, in every process: all of them call this at the same places."""
+  spread = lambda x: isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+  leaves, structure = jax.tree.flatten(tree)
+  if parts := {i: x for i, x in enumerate(leaves) if spread(x)}:
+    mesh = next(iter(parts.values())).sharding.mesh
+    whole = _moved(replicated(mesh))(parts)
+    leaves = [whole[i] if i in whole else x for i, x in enumerate(leaves)]
+  return jax.device_get(jax.tree.unflatten(structure, leaves))
+
+
+class Parked:
+  """A copy in host memory of this process's own part of an array; `put` places it where it was."""
+
+  def __init__(self, x: jax.Array):
+    self.shape, self.dtype = x.shape, x.dtype
+    shards = {str(shard.index): shard for shard in x.addressable_shards}  # of replicas one
+    self._parts = {index: np.array(shard.data) for index, shard in shards.items()}
+
+  def __getitem__(self, index) -> np.ndarray:
+    return self._parts[str(index)]
+
+
+def park(tree):
+  """A copy in host memory: numpy arrays, or `Parked` where other processes hold parts, too."""
+  return jax.tree.map(lambda x: np.array(x) if x.is_fully_addressable else Parked(x), tree)
 
 
 def batch_ways(mesh: Mesh) -> int:

@@ -4,6 +4,7 @@ A row is a dict with an int `step`. JSON has no NaN or infinity, so a number tha
 `nonfinite` names such metrics before they are written.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -122,6 +123,18 @@ class MetricsWriter:
     for name, value in _plain(row).items():
       if isinstance(value, int | float) and name not in ('step', 'round'):
         self._events.add_scalar(name, value, step)
+
+
+class NoWriter(contextlib.nullcontext):
+  """What stands for a `MetricsWriter` in all processes of a run but the first."""
+
+  def __enter__(self):
+    return self
+
+  def metrics(self, row: Mapping[str, Any]) -> None:
+    pass
+
+  group = evaluation = metrics
 
 
 def _truncate(path: Path, step: int) -> None:

@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Sequence
 
 import jax
-import numpy as np
 
 from past_jax.collect import collector, sample
 from past_jax.data.stream import permutation
 from past_jax.generators import sampler
+from past_jax.mesh import host
 from past_jax.render import fill, pack
 from past_jax.text import completion_text
 from past_jax.types import Example, Policy, Prompts, UserError
@@ -44,7 +44,7 @@ def finder(
     quiet = dict(phase=lambda name: None, tick=lambda arrays: arrays)
     prompts = Prompts(ids_BxP, length_B)
     group = sample(c, {'model': params}, jax.random.key(0), prompts, 0.0, len(examples), **quiet)
-    ids_BxT, length_B = np.asarray(group.ids_BxGxT)[:, 0], np.asarray(group.length_BxG)[:, 0]
+    ids_BxT, length_B = (x[:, 0] for x in host((group.ids_BxGxT, group.length_BxG)))
     lists = [completion_text(tokenizer, ids, int(n)) for ids, n in zip(ids_BxT, length_B)]
     return [mentioned(example.text, names) for example, names in zip(examples, lists, strict=True)]
 

@@ -6,6 +6,7 @@ with Progress() as progress:
   progress.note('saved checkpoint 3')
 """
 
+import io
 import time
 from collections.abc import Iterable, Sequence
 
@@ -149,6 +150,11 @@ class _Numbers(ProgressColumn):
 
   def render(self, task):
     return Text(self._progress._numbers())
+
+
+def quiet() -> Console:
+  """Shows nothing: for all processes of a run but the first."""
+  return Console(file=io.StringIO(), quiet=True)
 
 
 def track(total: int | None, description: str, done: int = 0, **kwargs) -> Progress:

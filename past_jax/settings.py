@@ -30,7 +30,7 @@ KINDS = {
 MODELS = (*ROLES, 'teacher')  # roles that sample and judge
 # Parameters that come from the run, not from the config.
 RESOURCES = ('policy', 'tokenizer', 'learning_rate', 'input_axes', 'setting')
-MAY_CHANGE = ('checkpoint.', 'log.', 'eval.every')  # on resume; and every stage's `rounds`
+MAY_CHANGE = ('checkpoint.', 'log.', 'eval.every', 'mesh.')  # on resume; and every stage's `rounds`
 
 # The same for components' keys, where the type of the default does not say it all; or (least, most).
 BOUNDS = {

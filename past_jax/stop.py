@@ -10,22 +10,28 @@ import signal
 import threading
 import time
 
-NAMES = {signal.SIGTERM: 'SIGTERM', signal.SIGINT: 'Ctrl-C'}
 LONGEST_PAUSE = 0.05  # seconds between two looks at an array
 
 
 class Stop:
   """Context manager, for the main thread. `reason` is None until it is 'SIGTERM' or 'Ctrl-C'."""
 
+  NAMES = {signal.SIGTERM: 'SIGTERM', signal.SIGINT: 'Ctrl-C'}
+
   def __init__(self):
     self.reason: str | None = None
+    self._asked = False
 
   @property
   def requested(self) -> bool:
     return self.reason is not None
 
+  def here(self) -> bool:
+    """Whether to stop at this place of the loop, between two device calls."""
+    return self.requested
+
   def __enter__(self) -> 'Stop':
-    self._handlers = {number: signal.signal(number, lambda *_: None) for number in NAMES}
+    self._handlers = {number: signal.signal(number, lambda *_: None) for number in self.NAMES}
     read, self._write = os.pipe()
     os.set_blocking(self._write, False)  # set_wakeup_fd asks for it
     self._wakeup = signal.set_wakeup_fd(self._write)
@@ -43,14 +49,18 @@ class Stop:
   def _watch(self, read: int) -> None:
     with open(read, 'rb', buffering=0) as pipe:
       while received := pipe.read(1):
-        name = NAMES.get(received[0])
+        name = self.NAMES.get(received[0])
         if name is None:  # other signals with a Python handler come by here too
           continue
-        if self.requested:
+        if self._asked:
           _say(f'{name} again: stopping at once')
           os._exit(128 + received[0])
-        self.reason = name
+        self._asked = True
+        self._heard(name)
         _say(f'{name}: finishing this step, saving, then stopping; once more to stop at once')
+
+  def _heard(self, name: str) -> None:
+    self.reason = name
 
 
 def wait(tree, stop: Stop | None = None, tick=None) -> bool:

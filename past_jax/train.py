@@ -11,21 +11,21 @@ import json
 import math
 import time
 from collections import defaultdict
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from past_jax import buckets, lora, models, report
+from past_jax import buckets, hosts, lora, models, report, storage
 from past_jax import mesh as mesh_lib
 from past_jax.build import Run, Stage
 from past_jax.checkpoint import Checkpoints
 from past_jax.collect import Collected, collect
 from past_jax.data.stream import permutation
 from past_jax.diversity import diversity
-from past_jax.metrics import CompileCounter, Late, MetricsWriter, nonfinite, rows
+from past_jax.metrics import CompileCounter, Late, MetricsWriter, NoWriter, nonfinite, rows
+from past_jax.profile import Profile, StepClock, peak
 from past_jax.progress import Progress
 from past_jax.render import filled, text_batch
 from past_jax.settings import rows_of
@@ -64,12 +64,14 @@ class Loop:
   `base` unless adapters compute with it, wait in host memory and are placed for what samples, judges or scores.
   """
 
-  def __init__(self, run: Run, config: dict, workdir: Path, stop: Stop, progress: Progress):
-    self.run, self.config, self.workdir, self.stop, self.progress = run, config, workdir, stop, progress
+  def __init__(self, run: Run, config: dict, home: storage.Workdir, stop: Stop, progress: Progress, profile: Profile):
+    self.run, self.config, self.stop, self.progress = run, config, stop, progress
+    self.home, self.workdir = home, home.local
+    self.profile, self.peak = profile, peak(run.mesh.devices.flat[0].device_kind)
     self.compiles = CompileCounter()
     self.late_compiles = 0  # programs compiled after a stage's first whole round; should stay 0
     self.seconds = defaultdict(float)
-    self.checkpoints = Checkpoints(workdir / 'checkpoints', run.checkpoint_keep)
+    self.checkpoints = Checkpoints(home.path / storage.CHECKPOINTS, run.checkpoint_keep)
     self.late = Late()
     self.phase, self.phase_start = '', time.monotonic()
     self.bad: dict = {}
@@ -82,16 +84,10 @@ class Loop:
 
   def abstract_state(self, stage: Stage):
     """Shapes and shardings of the train state: nothing is ever materialised unsharded."""
-    init = lambda key: stage.update.init(self.run.trained(self.run.model.policy.init(key)))
-    state = jax.eval_shape(init, jax.random.key(0))
-    placed = mesh_lib.shardings(self.run.mesh, state, models.RULES)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
+    return abstract_state(self.run.model, self.run.trained, self.run.mesh, stage)
 
   def new_state(self, stage: Stage, params) -> TrainState:
-    placed = jax.tree.map(lambda x: x.sharding, self.abstract_state(stage))
-    # A copy of the parameters: the step donates them, and `params` may be another role's weights.
-    init = jax.jit(lambda p: stage.update.init(jax.tree.map(jnp.copy, p)), out_shardings=placed)
-    return init(params)
+    return state_program(stage, self.abstract_state(stage))(params)
 
   def restore(self) -> bool:
     """The rule of where weights come from. True: from a checkpoint."""
@@ -124,14 +120,14 @@ class Loop:
       self.progress.note(sentence)
     host, tree = restored.host, restored.tree
     self.cursor = Cursor(**host['cursor'])
-    self.state, self.ref = tree['state'], parked(tree['ref']) if 'ref' in tree else None
+    self.state, self.ref = tree['state'], mesh_lib.park(tree['ref']) if 'ref' in tree else None
     self.batch = unpack(tree['batch'], run.mesh) if 'batch' in tree else None
     for name, value in host['seconds'].items():
       self.seconds[name] += value
     self.keep_base(run.model.read(run.mesh) if run.keeps_base else None)
     if self.base_bits != host['base']:
       what = f'The weights of {self.config["model"]["spec"]} are not those that the adapters'
-      raise UserError(f'{what} in {self.workdir} were trained on. Put them back, or choose another workdir.')
+      raise UserError(f'{what} in {self.home} were trained on. Put them back, or choose another workdir.')
     self.keep_teacher(tree.get('teacher'))
     self.check_scored(host['scored_by'])
     self.progress.note(f'resuming from checkpoint {restored.step}')
@@ -145,38 +141,40 @@ class Loop:
     stage = self.run.stages[self.cursor.stage]
     if int(lora.fingerprint(self.weights(stage)[role])) != scored_by['fingerprint']:
       raise UserError(
-        f'The reference log-probs of the round under way in {self.workdir} are of other weights than the role {role!r} '
+        f'The reference log-probs of the round under way in {self.home} are of other weights than the role {role!r} '
         f'has now: {self.config["model"]["spec"]} has changed. Put it back, or choose another workdir.'
       )
 
   def keep_base(self, params) -> None:
     """The frozen base, if the run reads it. `base_bits` tells that of adapters from another; None: no adapters."""
     adapters = lora.is_adapters(self.state.params)
-    self.base = params if adapters else parked(params) if self.run.keeps_base else None
+    self.base = params if adapters else mesh_lib.park(params) if self.run.keeps_base else None
     self.base_bits = int(lora.fingerprint(params)) if adapters else None
 
   def keep_teacher(self, copy=None) -> None:
     """The role `teacher` in host memory: `copy`, if the run had one; else the policy as it is now, or a model's own."""
     run = self.run
     if run.copies_teacher:
-      self.teacher = parked(self.state.params if copy is None else copy)
+      self.teacher = mesh_lib.park(self.state.params if copy is None else copy)
     else:
-      self.teacher = parked(run.teacher.read(run.mesh)) if run.teacher else None
+      self.teacher = mesh_lib.park(run.teacher.read(run.mesh)) if run.teacher else None
 
   def stage_of(self, host: dict) -> int:
     return min(host['cursor']['stage'], len(self.run.stages) - 1)
 
   def save(self, batch: Batch | None = None) -> None:
-    tree = {'state': self.state}
+    tree, stage = {'state': self.state}, self.run.stages[self.cursor.stage]
+    whole = lambda parked: self.placed(stage, parked) if hosts.several() else parked
     if self.ref is not None:
-      tree['ref'] = self.ref
+      tree['ref'] = whole(self.ref)
     if self.run.copies_teacher:
-      tree['teacher'] = self.teacher
+      tree['teacher'] = whole(self.teacher)
     if batch is not None:
       tree['batch'] = pack(batch)
     host = {'cursor': self.cursor._asdict(), 'config': self.config, 'seconds': dict(self.seconds)}
     within = batch is not None and self.cursor.update
     host |= {'base': self.base_bits, 'scored_by': self.scored_by if within else None}
+    self.home.push()  # a run that resumes from this checkpoint does not write the rows before it again
     self.checkpoints.save(self.cursor.step, tree, host)
 
   def batch_to_keep(self) -> Batch | None:
@@ -196,7 +194,7 @@ class Loop:
 
   def tick(self, arrays):
     """Waits for a device call, looking for signals; counts it."""
-    if not wait(arrays, self.stop) or self.stop.requested:
+    if not wait(arrays, self.stop) or self.stop.here():
       raise Stopped
     self.progress.advance(1)
     return arrays
@@ -212,7 +210,7 @@ class Loop:
 
   def placed(self, stage: Stage, parked):
     """What waits in host memory, on the devices."""
-    return jax.device_put(parked, jax.tree.map(lambda x: x.sharding, self.abstract_state(stage).params))
+    return mesh_lib.put(parked, jax.tree.map(lambda x: x.sharding, self.abstract_state(stage).params))
 
   def base_weights(self, stage: Stage):
     return self.frozen().get('base') or self.placed(stage, self.base)
@@ -228,7 +226,7 @@ class Loop:
       roles['teacher'] = self.run.whole(frozen, self.placed(stage, self.teacher))
     elif stage.reads_teacher:
       shapes = jax.eval_shape(self.run.teacher.policy.init, jax.random.key(0))
-      roles['teacher'] = jax.device_put(self.teacher, mesh_lib.shardings(self.run.mesh, shapes, models.RULES))
+      roles['teacher'] = mesh_lib.put(self.teacher, mesh_lib.shardings(self.run.mesh, shapes, models.RULES))
     return roles
 
   def collect(self, stage: Stage, examples, rendered, plan) -> Collected:
@@ -241,7 +239,7 @@ class Loop:
     def tick(arrays):
       self.tick(arrays)
       if self.phase == 'sample':
-        self.progress.advance(0, tokens=int(np.asarray(arrays.length_BxG).sum()))
+        self.progress.advance(0, tokens=int(mesh_lib.host(arrays.length_BxG).sum()))
       return arrays
 
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.run.seed), c.stage), c.round)
@@ -260,7 +258,8 @@ class Loop:
     )
 
   def round(self, stage: Stage, step, writer: MetricsWriter) -> None:
-    run, c = self.run, self.cursor
+    run, c, started = self.run, self.cursor, time.monotonic()
+    self.profile.before(c.step + 1)
     plan = stage.plan(c.round)
     indices, position = run.stream.take(c.position, plan.prompts)
     examples = [run.examples[i] for i in indices]
@@ -279,22 +278,24 @@ class Loop:
     refreshed = stage.refreshes and c.update == 0 and (first or 'ref' in plan.refresh)
     if refreshed:
       old = self.state.params if first else self.placed(stage, self.ref)
-      self.ref = parked(self.state.params if stage.rate == 1 else mixed(self.state.params, old, stage.rate))
+      self.ref = mesh_lib.park(self.state.params if stage.rate == 1 else mixed(self.state.params, old, stage.rate))
     # Whether the reference is, as this round begins, the policy itself; only then can the first update be checked.
     copied = refreshed and (first or stage.rate == 1)
     self.anchored = {'policy': not kept, 'ref': copied and not kept, 'base': c.step == 0}
     if stage.collector and c.update == 0:
       got, held = self.collect(stage, examples, rendered, plan), self.batch
-      facts |= got.metrics | sampled_diversity(run.model.tokenizer, got.group)
+      seen = mesh_lib.host((got.group, got.judgement, got.selection))
+      facts |= got.metrics | sampled_diversity(run.model.tokenizer, seen[0])
       self.batch = got.batch
       if stage.buffer.size:
-        self.batch = mesh_lib.put_batch(run.mesh, stage.buffer.put(held, got.batch, before))
+        filled_ = stage.buffer.put(*mesh_lib.host((held, got.batch)), before)
+        self.batch = mesh_lib.put_batch(run.mesh, filled_)
       role = stage.reference.role
       self.scored_by = None if got.scored_by is None else {'role': role, 'fingerprint': got.scored_by}
       count = int(got.metrics['study/unpaired'])
       what = f'{count} of {plan.prompts} prompts have no pair to learn from: one is empty, both are the same, or a tie'
       self.count_aloud(stage, 'study/unpaired', count, what)
-      for row in group_rows(run, stage, c, examples[: plan.prompts], rendered, got):
+      for row in group_rows(run, stage, c, examples[: plan.prompts], rendered, *seen):
         writer.group(row)
     batches = {'text': mesh_lib.put_batch(run.mesh, rendered.text)} if 'text' in stage.terms else {}
     if stage.collector:
@@ -305,29 +306,37 @@ class Loop:
       rows_ = real = stage.buffer.filled(before, rows_)
     order = update_order(run.seed if run.stream.shuffle else None, c, plan.epochs, real, rows_, stage.batch)
     enter = lambda name, total: self.enter(name, total, c.round + 1, stage.rounds, stage.name)
-    args = self.frozen(), batches, order[0], self.replay(stage, c)
+    args = self.frozen(), batches, order[0], mesh_lib.put_batch(run.mesh, self.replay(stage, c))
     step.prepare(self.state, *args, phase=lambda name: enter(name, len(stage.buckets)), tick=self.tick)
     enter('update', len(order))
     self.progress.advance(c.update)
-    started = time.monotonic()
+    measured = [lengths_of(batch) for batch in batches.values()]
+    facts['perf/collect_seconds'] = time.monotonic() - started
+    clock = StepClock()
     for update in range(c.update, len(order)):
-      replay = self.replay(stage, c)
-      needed = [n for b in batches.values() for n in lengths_of(b, order[update])]
-      needed += [n for b in replay.values() for n in lengths_of(b)]
-      self.state, metrics = step(needed, self.state, self.frozen(), batches, order[update], replay)
+      self.profile.before(c.step + 1)
+      with clock.spent('input'):
+        replay = self.replay(stage, c)
+        needed = [n for lengths in measured for n in lengths(order[update])]
+        needed += [n for lengths in map(lengths_of, replay.values()) for n in lengths()]
+        replay = mesh_lib.put_batch(run.mesh, replay)
+      with jax.profiler.StepTraceAnnotation('update', step_num=c.step + 1):
+        self.state, metrics = step(needed, self.state, self.frozen(), batches, order[update], replay)
+      self.profile.after(c.step + 1, metrics)
       host = {'stage': stage.name, 'round': c.round + 1, **(facts if update == 0 else {})}
       host['perf/compile_count'] = self.compiles.count
+      if self.peak:
+        host['perf/flops'] = step.flops()
       self.bad, previous = {k: v for k, v in metrics.items() if v.ndim}, self.bad
-      row = self.late.push(c.step + 1, host, {k: v for k, v in metrics.items() if not v.ndim})
-      now = time.monotonic()
-      self.log(row, stage, writer, now - started, previous)
-      started = now
+      with clock.spent('device'):
+        row = self.late.push(c.step + 1, host, {k: v for k, v in metrics.items() if not v.ndim})
+      self.log(row, stage, writer, clock.lap(), previous)
       c = self.cursor = c._replace(update=update + 1, step=c.step + 1)
       self.order = order
-      if self.stop.requested and c.update < len(order):
-        self.log(self.late.flush(), stage, writer, time.monotonic() - started, self.bad)
+      if c.update < len(order) and self.stop.here():
+        self.log_last(stage, writer, clock)
         raise Stopped
-    self.log(self.late.flush(), stage, writer, time.monotonic() - started, self.bad)
+    self.log_last(stage, writer, clock)
     self.cursor = Cursor(c.stage, c.round + 1, 0, c.step, position)
     self.batch = self.batch if stage.buffer.size else None
 
@@ -338,20 +347,29 @@ class Loop:
       self.progress.note(f'{what} (round {self.cursor.round + 1}; later ones: {metric} in metrics.jsonl)')
 
   def replay(self, stage: Stage, c: Cursor) -> dict[str, Batch]:
-    """The term `replay` of this step, if the stage has one."""
+    """The term `replay` of this step, if the stage has one; host arrays."""
     if not stage.replay:
       return {}
     order = permutation(len(stage.replay), self.run.seed, c.stage, c.step)
     texts = [stage.replay[i] for i in order[: stage.replay_batch]]
     batch, _ = text_batch(self.run.model.tokenizer, texts, stage.replay_length)
-    return {'replay': mesh_lib.put_batch(self.run.mesh, batch)}
+    return {'replay': batch}
 
-  def log(self, row: dict | None, stage: Stage, writer: MetricsWriter, seconds: float, bad: dict) -> None:
+  def log_last(self, stage: Stage, writer: MetricsWriter, clock: StepClock) -> None:
+    with clock.spent('device'):
+      row = self.late.flush()
+    self.log(row, stage, writer, clock.lap(), self.bad)
+
+  def log(self, row: dict | None, stage: Stage, writer: MetricsWriter, spent: dict, bad: dict) -> None:
     """Writes a step's row after its checks. The step after it is already under way."""
     if row is None:
       return
     self.progress.advance(1, tokens=row['num_tokens'])
-    row['perf/tokens_per_second'] = row['num_tokens'] / max(seconds, 1e-9)
+    seconds = max(spent['perf/step_seconds'], 1e-9)
+    row |= spent
+    row['perf/tokens_per_second'] = row['num_tokens'] / seconds
+    if self.peak:
+      row['perf/mfu'] = row['perf/flops'] / seconds / self.peak
     if not row.pop('finite'):
       raise self.not_finite(row, bad)
     self.check_reference(row, stage)
@@ -373,7 +391,7 @@ class Loop:
     step_rows = [self.examples.get(i, EARLIER) for i in self.order[self.cursor.update - 1].tolist()]
     marked = np.zeros(len(step_rows), bool)
     for term in ('bad/text', 'bad/group'):
-      marked |= np.asarray(bad[term]) if term in bad else False
+      marked |= mesh_lib.host(bad[term]) if term in bad else False
     shown = [e for e, mark in zip(step_rows, marked) if mark or not marked.any()]
     which = '; '.join(f'{e.where or "row"}: {(e.text or e.prompt)[:60]!r}' for e in shown)
     return UserError(
@@ -387,14 +405,14 @@ class Loop:
 
   def evaluate(self, when: str, writer: MetricsWriter) -> None:
     self.enter('evaluate', self.run.eval_calls)
-    done = rows(self.workdir / 'evaluations.jsonl')
+    done = rows(self.workdir / 'evaluations.jsonl') if hosts.is_first() else []
     before = next((row['samples'] for row in done if row['when'] == 'before'), ())
     metrics, samples = self.run.evaluate(self.policy(), self.tick, before)
     writer.evaluation({'when': when, 'step': self.cursor.step, 'metrics': metrics, 'samples': samples})
 
   def evaluated(self, when: str) -> bool:
-    found = rows(self.workdir / 'evaluations.jsonl')
-    return any(row['when'] == when and row['step'] == self.cursor.step for row in found)
+    is_it = lambda row: row['when'] == when and row['step'] == self.cursor.step
+    return hosts.first('evaluated', lambda: any(map(is_it, rows(self.workdir / 'evaluations.jsonl'))))
 
   def finished(self) -> bool:
     return self.cursor.stage == len(self.run.stages) - 1 and self.cursor.round >= self.run.stages[-1].rounds
@@ -408,7 +426,8 @@ class Loop:
       if not (self.workdir / 'report.html').exists():  # killed between its last row and its report
         self.write_timing()
       return True
-    with MetricsWriter(self.workdir, self.cursor.step if resumed else None) as writer:
+    step = self.cursor.step if resumed else None
+    with MetricsWriter(self.workdir, step) if hosts.is_first() else NoWriter() as writer:
       try:
         if self.cursor.step == 0 and not self.evaluated('before'):
           self.evaluate('before', writer)
@@ -439,7 +458,7 @@ class Loop:
       begins = self.cursor.step and self.cursor.round == self.cursor.update == 0
       if self.run.eval_every and begins and not self.evaluated(when := f'stage {stage.name}'):
         self.evaluate(when, writer)
-      step, warm = bucketed_step(self, stage), False
+      step, warm = bucketed_step(stage, self.abstract_state(stage)), False
       while self.cursor.round < stage.rounds:
         when = f'round {self.cursor.round}'
         due = self.run.eval_every and self.cursor.round and self.cursor.round % self.run.eval_every == 0
@@ -453,10 +472,12 @@ class Loop:
         if self.cursor.round == stage.rounds or self.cursor.round % self.run.checkpoint_every == 0:
           self.enter('checkpoint', 1)
           self.save(self.batch_to_keep())
-        if self.stop.requested:
+        if self.stop.here():
           raise Stopped
 
   def write_timing(self) -> None:
+    if not hosts.is_first():
+      return
     timing = {**{k: round(v, 2) for k, v in self.seconds.items()}, 'total': round(sum(self.seconds.values()), 2)}
     timing |= {'compile_count': self.compiles.count, 'compile_count_after_first_round': self.late_compiles}
     if self.late_compiles:
@@ -465,12 +486,26 @@ class Loop:
     report.write(self.workdir)
 
 
-def bucketed_step(loop: Loop, stage: Stage) -> buckets.Bucketed:
+def abstract_state(model: models.Model, trained, mesh, stage: Stage) -> TrainState:
+  """Shapes and shardings of a stage's train state."""
+  state = jax.eval_shape(lambda key: stage.update.init(trained(model.policy.init(key))), jax.random.key(0))
+  placed = mesh_lib.shardings(mesh, state, models.RULES)
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
+
+
+def state_program(stage: Stage, abstract: TrainState):
+  """(params) -> a new train state, placed as `abstract` says."""
+  placed = jax.tree.map(lambda x: x.sharding, abstract)
+  # A copy of the parameters: the step donates them, and `params` may be another role's weights.
+  return jax.jit(lambda params: stage.update.init(jax.tree.map(jnp.copy, params)), out_shardings=placed)
+
+
+def bucketed_step(stage: Stage, abstract: TrainState) -> buckets.Bucketed:
   """(state, frozen roles, batches of the round, index_b, replay) -> (state, metrics): a step on these prompts of each.
 
   The state is donated and kept in its shardings. All terms are cut to one share of their lengths.
   """
-  placed = jax.tree.map(lambda x: x.sharding, loop.abstract_state(stage))
+  placed = jax.tree.map(lambda x: x.sharding, abstract)
 
   def step(share, state, weights, batches, index_b, replay):
     chosen = jax.tree.map(lambda x: mesh_lib.constrain(x[index_b], mesh_lib.BATCH), batches)
@@ -480,13 +515,11 @@ def bucketed_step(loop: Loop, stage: Stage) -> buckets.Bucketed:
   return buckets.Bucketed(step, stage.buckets, donate_argnums=0, out_shardings=(placed, None))
 
 
-def lengths_of(batch: Batch, rows=slice(None)) -> list[tuple[int, int]]:
-  return buckets.lengths(batch.prompts, batch.ids_BxGxT, batch.length_BxG, rows)
-
-
-def parked(tree):
-  """A copy in host memory."""
-  return jax.tree.map(np.array, tree)
+def lengths_of(batch: Batch):
+  """lengths(rows of the batch) as `buckets.lengths`; fetched here, once for all minibatches."""
+  prompts, length = mesh_lib.host((batch.prompts.length_B, batch.length_BxG))
+  prompts = dataclasses.replace(batch.prompts, length_B=prompts)
+  return functools.partial(buckets.lengths, prompts, batch.ids_BxGxT, length)
 
 
 @functools.partial(jax.jit, static_argnames='rate')
@@ -531,7 +564,7 @@ def unpack(arrays: dict, mesh) -> Batch:
   given = make(Completions, 'prompts.given.') if 'prompts.given.ids_BxAxT' in arrays else None
   prompts = make(Prompts, 'prompts.', given=given)
   batch = make(Batch, '', prompts=prompts, selection=make(Selection, 'selection.'))
-  return mesh_lib.put_batch(mesh, jax.device_get(batch))
+  return mesh_lib.put_batch(mesh, mesh_lib.host(batch))
 
 
 def self_test(row: dict, stage: Stage) -> None:
@@ -559,15 +592,14 @@ def self_test(row: dict, stage: Stage) -> None:
 
 
 def sampled_diversity(tokenizer, group) -> dict[str, float]:
-  """`diversity` of what models sampled, not of what was given."""
-  ids, length, source = jax.device_get((group.ids_BxGxT, group.length_BxG, group.source_BxG))
+  """`diversity` of what models sampled, not of what was given; of host arrays."""
+  ids, length, source = group.ids_BxGxT, group.length_BxG, group.source_BxG
   ids = [row[:n].tolist() for row, n in zip(ids[source >= 0], length[source >= 0]) if n]
   return diversity(ids, [completion_text(tokenizer, row, len(row)) for row in ids])
 
 
-def group_rows(run: Run, stage: Stage, c: Cursor, examples, rendered, got: Collected) -> list[dict]:
-  """What a person reads: each text with its completions, scores and what was chosen."""
-  group, judgement, selection = jax.device_get((got.group, got.judgement, got.selection))
+def group_rows(run: Run, stage: Stage, c: Cursor, examples, rendered, group, judgement, selection) -> list[dict]:
+  """What a person reads: each text with its completions, scores and what was chosen; of host arrays."""
   tokenizer, out = run.model.tokenizer, []
   for b, example in list(enumerate(examples))[: run.log_groups]:
     paired = selection.pair_weight_BxJ[b] > 0

@@ -199,11 +199,17 @@ class Loss:
 
 
 class Judge(NamedTuple):
-  """score: (weights, key, group, examples) -> Judgement. It may run on the host; examples are the B `Example`s."""
+  """score: (weights, key, group, examples) -> Judgement. It may run on the host; examples are the B `Example`s.
+
+  With `on_host` it asks nothing of a device and sees no weights: each host scores its own prompts.
+  lower: (weights, group) -> its program for a group of these shapes, lowered; None: it has none.
+  """
 
   score: Callable[..., Judgement]
   fit: Callable | None = None
   on_current_policy: bool = False
+  on_host: bool = False
+  lower: Callable | None = None
 
 
 class Update(NamedTuple):

@@ -9,6 +9,8 @@ jax.config.update('jax_num_cpu_devices', 8)
 # Tests build the same tiny programs again and again: each is compiled once per session.
 _cache = tempfile.TemporaryDirectory()
 jax.config.update('jax_compilation_cache_dir', _cache.name)
+# Processes that tests start share another one: they compile with other flags.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = os.path.join(_cache.name, 'processes')
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 jax.config.update('jax_numpy_rank_promotion', 'raise')

@@ -75,8 +75,8 @@ def finish(process, code=0):
   return error
 
 
-def outcome(workdir):
-  restored = Checkpoints(workdir / 'checkpoints').restore()
+def outcome(workdir, checkpoints=None):
+  restored = (checkpoints or Checkpoints(workdir / 'checkpoints')).restore()
   strip = lambda row: {k: v for k, v in row.items() if not k.startswith('perf/')}
   metrics = [strip(row) for row in rows(workdir / 'metrics.jsonl')]
   return restored.step, jax.tree.leaves(restored.tree['state']), metrics, rows(workdir / 'groups.jsonl')

@@ -5,7 +5,6 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from past_jax.ablate.plan import PACKAGE, Job
@@ -80,13 +79,9 @@ def why(job: Job, code: int) -> str:
   return f'{what}: {last[:300]}'
 
 
-def environment(slots: int, cache: Path) -> dict[str, str]:
-  """For processes that share this machine and one cache of compiled programs. What the user has set stays."""
-  out = {
-    'JAX_COMPILATION_CACHE_DIR': str(cache),  # arms and seeds differ in few programs
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
-  }
+def environment(slots: int) -> dict[str, str]:
+  """For processes that share this machine. What the user has set stays."""
+  out = {}
   if slots > 1:
     threads = str(max(len(os.sched_getaffinity(0)) // slots, 1))
     out |= dict.fromkeys(('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS', 'NPROC'), threads)

@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
-from past_jax import commands
+from past_jax import commands, storage
 from past_jax.types import UserError
 
 SUMMARY = """run a sweep file and judge its claims
@@ -41,7 +41,7 @@ def run(argv: list[str]) -> int:
     raise UserError('name a sweep file first, as in past ablate configs/ablations/past.py --workdir=runs/ablate.')
   if not values.workdir:
     raise UserError('--workdir=... is missing; past ablate --help explains.')
-  return ablate(Path(file), Path(values.workdir), values)
+  return ablate(Path(file), storage.local(values.workdir, '--workdir'), values)
 
 
 def ablate(file: Path, workdir: Path, values: flags.FlagValues) -> int:
@@ -74,7 +74,7 @@ def ablate(file: Path, workdir: Path, values: flags.FlagValues) -> int:
     how = f'FAILED, {error} ({outcome.job.folder}/log.txt)' if error else f'{outcome.seconds:.0f} s'
     bar.note(f'{outcome.job.title}: {how}')
 
-  surroundings = processes.environment(values.jobs, session.workdir / 'compiled')
+  surroundings = processes.environment(values.jobs)
   launch = lambda job: processes.Process(job, surroundings)
   with Stop() as stop, bar:
     # Runs that an earlier invocation finished but did not live to write down have only to be read.

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from absl import flags
 
-from past_jax import commands
+from past_jax import commands, storage
 from past_jax.types import UserError
 
 
 def run(argv: list[str]) -> int:
   values = flags.FlagValues()
-  flags.DEFINE_string('workdir', None, 'folder of a run', flag_values=values)
+  flags.DEFINE_string('workdir', None, 'folder of a run, or gs://BUCKET/FOLDER', flag_values=values)
   flags.DEFINE_string('out', None, 'folder to make: safetensors, config and tokenizer', flag_values=values)
   flags.DEFINE_bool('adapter', False, 'the adapters of a LoRA run alone, for peft; else merged', flag_values=values)
   flags.DEFINE_integer('step', None, 'of the checkpoint; without it the newest intact one', 0, flag_values=values)
@@ -25,11 +25,13 @@ def run(argv: list[str]) -> int:
   summary = 'write the model of a run as a Hugging Face directory'
   if commands.parse('export', values, argv, summary, ('workdir', 'out')) is None:
     return 0
-  workdir, out = Path(values.workdir), Path(values.out)
+  out = storage.local(values.out, '--out')
   if out.exists() and not (out.is_dir() and not any(out.iterdir())):
     raise UserError(f'--out={out} exists and is not an empty folder; name another.')
+  home = storage.Workdir(values.workdir, writes=False)
+  workdir = home.path
   try:
-    config = json.loads((workdir / 'config.json').read_text())
+    config = json.loads((home.local / 'config.json').read_text())
     config['model']['spec']
   except FileNotFoundError:
     raise UserError(f'{workdir} is not the workdir of a run: there is no config.json.') from None
@@ -42,7 +44,7 @@ def run(argv: list[str]) -> int:
     return 130
 
 
-def export(workdir: Path, config: Mapping, out: Path, step: int | None, dtype: str, adapter: bool) -> int:
+def export(workdir, config: Mapping, out: Path, step: int | None, dtype: str, adapter: bool) -> int:
   import jax.numpy as jnp
 
   from past_jax import lora, mesh, models
@@ -55,13 +57,13 @@ def export(workdir: Path, config: Mapping, out: Path, step: int | None, dtype: s
     def steps(self):
       return [s for s in super().steps() if step in (None, s)]
 
-  found = Checkpoints(workdir / 'checkpoints').steps()
+  found = Checkpoints(workdir / storage.CHECKPOINTS).steps()
   if not found:
     raise UserError(f'{workdir} has no checkpoint yet; past study writes the first one after a round.')
   if step not in (None, *found):
     raise UserError(f'{workdir} has no checkpoint of step {step}; there are {", ".join(map(str, found))}.')
   spec = config['model']['spec']
-  restored = Chosen(workdir / 'checkpoints').restore(only='state/params/')  # no moments, no reference
+  restored = Chosen(workdir / storage.CHECKPOINTS).restore(only='state/params/')  # no moments, no reference
   for sentence in restored.skipped:
     print(f'past export: {sentence}.', file=sys.stderr)
   params = restored.tree['state']['params']

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags
 
+from past_jax import hosts, storage
 from past_jax import mesh as mesh_lib
 from past_jax.progress import track
 from past_jax.stop import wait
@@ -59,6 +60,7 @@ def model_flags(values: flags.FlagValues) -> None:
 
 def load(values: flags.FlagValues):
   """What the flags name: (model, read() -> its placed weights, mesh, rows per call)."""
+  hosts.refuse_slice(', and this command runs on one')
   from past_jax import models  # here, because flax takes a second: a typo should not wait for it
 
   def ours(function, *args):
@@ -208,7 +210,7 @@ def fill(
   Raises:
     UserError: bad rows, an out file made otherwise or not writable, and whatever `start` and the step find.
   """
-  path = Path(out)
+  path = storage.local(out, '--out')
   try:
     found = claimed(path, made_by)
     total, done = survey(source, path if found else None, check)

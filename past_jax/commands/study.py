@@ -3,6 +3,7 @@
 import ast
 import difflib
 import errno
+import functools
 import importlib.util
 import json
 import os
@@ -117,10 +118,15 @@ def value(old, text: str):
 
 
 def read_flags(argv: list[str]):
-  """(config, workdir) as the command line says; None when help was asked for, and printed."""
+  """(config, workdir as given, the other flags) as the command line says; None when help was asked for, and printed."""
   values = flags.FlagValues()
   flags.DEFINE_string('config', None, 'FILE.py[:key=value,...]', flag_values=values)
-  flags.DEFINE_string('workdir', None, 'folder of the run; the same one again resumes it', flag_values=values)
+  folder = 'folder of the run, or gs://BUCKET/FOLDER; the same one again resumes it'
+  flags.DEFINE_string('workdir', None, folder, flag_values=values)
+  help_ = 'the same command on several hosts: auto (a TPU pod or a cluster says which), or ADDRESS:PORT,INDEX/COUNT'
+  flags.DEFINE_string('hosts', '', help_, flag_values=values)
+  help_ = 'FIRST:LAST, updates to trace into WORKDIR/profile; SIGUSR1 traces the next few'
+  flags.DEFINE_string('profile', '', help_, flag_values=values)
   overrides = [a for a in argv if a.startswith(('--config.', '-config.'))]
   rest = [a for a in argv if a not in overrides]
   if commands.parse('study', values, rest, SUMMARY, ('config', 'workdir')) is None:
@@ -128,7 +134,7 @@ def read_flags(argv: list[str]):
   config = load_config(values.config)
   for flag in overrides:
     override(config, flag)
-  return config, Path(values.workdir)
+  return config, values.workdir, values
 
 
 # --- the command --------------------------------------------------------------------------------------------------
@@ -139,24 +145,39 @@ def run(argv: list[str]) -> int:
   read = read_flags(argv)
   if read is None:
     return 0
-  config, workdir = read
+  config, where, values = read
   # Imports that start JAX come after everything a typo can spoil.
+  from past_jax import hosts, profile
+
+  traced = profile.span(values.profile)
+  with hosts.joined(values.hosts):
+    return study(config, where, started, traced)
+
+
+def study(config, where: str, started: float, traced: tuple[int, int] | None) -> int:
+  """The run, in this process or in several that are joined, of which the first alone writes and speaks."""
   import jax
 
-  from past_jax import build, checks, models, pairs, report, settings
-  from past_jax.progress import Progress
+  from past_jax import build, checks, hosts, models, pairs, report, settings, storage
+  from past_jax.profile import Profile
+  from past_jax.progress import Progress, quiet
   from past_jax.stop import Stop
   from past_jax.train import Loop
 
+  say = functools.partial(print, file=sys.stderr) if hosts.is_first() else lambda *_: None
   # From cheap to dear: the config, the workdir, the data, the model's files. Its weights come last, in the loop.
   refuse(checks.check(config, jax.device_count()))
   resolved = settings.plain(config)
-  check_workdir(workdir, resolved)
+  hosts.same('the config', resolved)
+  home = storage.Workdir(where, writes=hosts.is_first())
+  workdir = home.local
+  hosts.first('workdir', lambda: check_workdir(home, resolved))
   data = build.load_examples(config)
+  hosts.same('the data', data.examples)
   refuse(checks.check_examples(config, data.examples))
-  print(f'{config.model.spec} in {workdir}', file=sys.stderr)
+  say(f'{config.model.spec} in {home}' + (f' on {jax.process_count()} hosts' if hosts.several() else ''))
   for reason in data.skipped:
-    print(f'skipped {reason}', file=sys.stderr)
+    say(f'skipped {reason}')
   m = config.model
   model = models.load(m.spec, dtype=m.dtype, remat=m.remat, rope=m.rope, seed=config.seed)
   refuse(checks.check_model(config, model))
@@ -166,30 +187,38 @@ def run(argv: list[str]) -> int:
     refuse(checks.check_teacher(config, model, teacher))
   examples, names = data.examples, None
   if config.pairs.size:
-    names = known_names(workdir) or build.find_names(config, teacher or model, examples)
+    known = hosts.first('names', lambda: known_names(workdir))
+    names = known or build.find_names(config, teacher or model, examples)
     examples = pairs.combined(examples, names, config.pairs.size, config.pairs.most)
-    print(f'{len(examples)} combinations of names in {len(data.examples)} passages', file=sys.stderr)
+    say(f'{len(examples)} combinations of names in {len(data.examples)} passages')
   run_ = build.build(config, model, examples, teacher, asked=data.examples)
-  with Stop() as stop, Progress(rounds_ahead=sum(config[s].rounds for s in config.stages[1:])) as progress:
+  ahead = sum(config[s].rounds for s in config.stages[1:])
+  signals = hosts.StopTogether() if hosts.several() else Stop()
+  shown = Progress(ahead, None if hosts.is_first() else quiet())
+  with home, signals as stop, shown as progress, Profile(workdir / 'profile', traced, progress.note) as seen:
     try:
-      if names is not None and known_names(workdir) is None:
-        (workdir / 'names.json').write_text(json.dumps(names))
-      claim(workdir, resolved)
+      if hosts.is_first():
+        if names is not None and known is None:
+          (workdir / 'names.json').write_text(json.dumps(names))
+        claim(workdir, resolved)
+        home.push()
       with jax.set_mesh(run_.mesh):
-        loop = Loop(run_, resolved, workdir, stop, progress)
+        loop = Loop(run_, resolved, home, stop, progress, seen)
         loop.seconds['start'] += time.monotonic() - started
         done = loop.study()
     except OSError as error:
       if error.errno not in NO_SPACE:
         raise
       raise UserError(
-        f'{workdir}: {error.strerror}. What was saved is intact; free some space and run the same command again.'
+        f'{home}: {error.strerror}. What was saved is intact; free some space and run the same command again.'
       ) from error
   if not done:
-    print(f'Stopped by {stop.reason}; saved at step {loop.cursor.step}. The same command resumes.', file=sys.stderr)
+    say(f'Stopped by {stop.reason}; saved at step {loop.cursor.step}. The same command resumes.')
+    return 0
+  if not hosts.is_first():
     return 0
   report.print_table(workdir)
-  print(f'Report: {workdir / "report.html"}')
+  print(f'Report: {home.path / "report.html"}')
   return 0
 
 
@@ -204,24 +233,25 @@ def refuse(problems: list[str]) -> None:
     raise UserError('\n  '.join(['the config has problems:', *problems]))
 
 
-def check_workdir(workdir: Path, resolved: dict) -> None:
-  """Refuses a workdir that cannot be written, or is another config's: its run is not overwritten and not continued."""
+def check_workdir(home, resolved: dict) -> None:
+  """Refuses a workdir that cannot be written, or is another config's: its run is not overwritten and not continued.
+
+  home: a `storage.Workdir`.
+  """
   from past_jax import settings
 
-  path = workdir / 'config.json'
+  path = home.local / 'config.json'
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
+    home.probe()
     old = json.loads(path.read_text()) if path.exists() else None
-    probe = workdir / '.probe'
-    probe.touch()
-    probe.unlink()
   except OSError as error:
-    raise UserError(f'cannot write in {workdir}: {error.strerror}. Choose another --workdir.') from None
+    raise UserError(f'cannot write in {home}: {error.strerror}. Choose another --workdir.') from None
   except ValueError:
-    raise UserError(f'{path} is not readable as JSON; choose another workdir, or restore the file.') from None
+    at = home.path / 'config.json'
+    raise UserError(f'{at} is not readable as JSON; choose another workdir, or restore the file.') from None
   if old is not None and (changed := settings.differences(old, resolved)):
     raise UserError(
-      '\n  '.join([f'{workdir} was made with another config. These keys differ (there -> here):', *changed])
+      '\n  '.join([f'{home} was made with another config. These keys differ (there -> here):', *changed])
       + '\nUse the same values to resume, or another --workdir.'
     )
 

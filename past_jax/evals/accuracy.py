@@ -7,7 +7,7 @@ import numpy as np
 from past_jax.answers import RULES, extract, same
 from past_jax.evals.setting import Evaluation, Setting, by_kind, calls, prompt_parts, prompt_rows
 from past_jax.functions import scorer
-from past_jax.mesh import put_batch
+from past_jax.mesh import host, put_batch
 from past_jax.sampler import sample
 from past_jax.text import completion_text
 from past_jax.types import Example, UserError
@@ -62,7 +62,7 @@ def accuracy(
     texts, lengths = [], []
     keys = jax.random.split(jax.random.key(seed), len(rows))
     for part, prompts in prompt_parts(setting, rows):
-      group = jax.device_get(tick(program(params, put_batch(setting.mesh, keys[np.array(part)]), prompts)))
+      group = host(tick(program(params, put_batch(setting.mesh, keys[np.array(part)]), prompts)))
       for b in range(min(len(part), len(rows) - len(texts))):
         ids, length = group.ids_BxGxT[b], group.length_BxG[b].tolist()
         texts.append([completion_text(tokenizer, ids[g], length[g]) for g in range(samples)])

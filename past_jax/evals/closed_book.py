@@ -5,11 +5,10 @@ import string
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from past_jax.evals.setting import Evaluation, Setting, by_kind, calls, padded
 from past_jax.logps import group_logps
-from past_jax.mesh import put_batch
+from past_jax.mesh import host, put_batch
 from past_jax.render import pack
 from past_jax.sampler import sample
 from past_jax.text import completion_text, pack_completions
@@ -54,8 +53,8 @@ def closed_book(setting: Setting) -> Evaluation:
       answers = [[tokenizer.encode(' ' + q.answer)] for _, q in part]
       expected = put_batch(mesh, pack_completions(answers, length)[:2])
       keys = put_batch(mesh, jax.random.split(jax.random.key(0), setting.chunk))
-      group = jax.device_get(tick(greedy(params, keys, prompts)))
-      logps += np.asarray(tick(score(params, prompts, *expected))).tolist()
+      group = host(tick(greedy(params, keys, prompts)))
+      logps += host(tick(score(params, prompts, *expected))).tolist()
       for i, (_, q) in enumerate(part[: len(questions) - len(samples)]):
         output = completion_text(tokenizer, group.ids_BxGxT[i, 0], int(group.length_BxG[i, 0]))
         correct = is_correct(output, q.answer)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from past_jax.evals.setting import Evaluation, Setting, prompt_parts, refuse_long
 from past_jax.logps import group_outputs
-from past_jax.mesh import put_batch
+from past_jax.mesh import host, put_batch
 from past_jax.sampler import sample
 from past_jax.text import completion_text, pack_completions
 from past_jax.types import UserError
@@ -104,7 +104,7 @@ def _model_class():
       out = []
       for part, prompts in prompt_parts(self.setting, [context for context, _ in pairs]):
         ids, length, _ = pack_completions([[pairs[i][1]] for i in part], self.setting.answer_length)
-        sums, greedy = jax.device_get(self.score(prompts, *put_batch(self.setting.mesh, (ids[:, 0], length[:, 0]))))
+        sums, greedy = host(self.score(prompts, *put_batch(self.setting.mesh, (ids[:, 0], length[:, 0]))))
         out += list(zip(sums.tolist(), greedy.tolist()))
       return out[: len(pairs)]
 
@@ -136,7 +136,7 @@ def _model_class():
         temperature = float(wish.get('temperature') or 0.0) if wish.get('do_sample') else 0.0
         ends = newline[0] if len(newline) == 1 and '\n' in until else -1
         stop = jnp.array([*self.vocabulary.stop_ids, ends])
-        group = jax.device_get(self.write(prompts, keys, temperature, stop))
+        group = host(self.write(prompts, keys, temperature, stop))
         for b in range(len(part)):
           text = completion_text(self.vocabulary, group.ids_BxGxT[b, 0], int(group.length_BxG[b, 0]))
           texts.append(text[: min((at for end in until if (at := text.find(end)) >= 0), default=len(text))])

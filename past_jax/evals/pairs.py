@@ -5,7 +5,7 @@ import numpy as np
 
 from past_jax.evals.setting import Evaluation, Setting, calls, padded
 from past_jax.logps import group_logps
-from past_jax.mesh import put_batch
+from past_jax.mesh import host, put_batch
 from past_jax.render import renderer, said
 from past_jax.types import Plan, UserError
 
@@ -37,7 +37,7 @@ def pair_accuracy(setting: Setting) -> Evaluation:
       given, prompts = rendered.sample.given, rendered.train
       prompts = type(prompts)(prompts.ids_BxP, prompts.length_B)
       args = put_batch(setting.mesh, (prompts, given.ids_BxAxT, given.length_BxA))
-      logps.append(jax.device_get(tick(program(params, *args))))
+      logps.append(host(tick(program(params, *args))))
     logps_Nx2 = np.concatenate(logps)[: len(examples)].astype(np.float64)
     margins = logps_Nx2[:, 0] - logps_Nx2[:, 1]
     metrics = {f'{NAME}/likelier': likelier(margins), f'{NAME}/margin': float(margins.mean())}

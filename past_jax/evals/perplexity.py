@@ -7,7 +7,7 @@ import numpy as np
 
 from past_jax.evals.setting import padded
 from past_jax.logps import group_logps, token_mask
-from past_jax.mesh import put_batch
+from past_jax.mesh import host, put_batch
 from past_jax.render import text_batch
 from past_jax.text import Tokenizer
 from past_jax.types import Policy
@@ -32,7 +32,7 @@ def perplexity(
     total = np.zeros(2)
     for i, part in enumerate(padded(texts, chunk)):
       batch, _ = text_batch(tokenizer, part, text_length, end=False)
-      sums = np.asarray(tick(score(params, put_batch(mesh, batch))), np.float64)
+      sums = np.array(host(tick(score(params, put_batch(mesh, batch)))), np.float64)
       total += sums[:, : len(texts) - i * chunk].sum(axis=1)
     return {'perplexity/heldout': float(np.exp(-total[0] / total[1]))}, []
 

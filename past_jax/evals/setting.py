@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from past_jax.logps import group_logps, token_mask
-from past_jax.mesh import put_batch
+from past_jax.mesh import host, put_batch
 from past_jax.render import pack
 from past_jax.text import Tokenizer, pack_completions
 from past_jax.types import Example, Policy, Prompts, Question, UserError
@@ -93,7 +93,7 @@ def candidate_scorer(setting: Setting, asked: Sequence[tuple[str, Sequence[str]]
     logps, tokens = np.full((len(said), K), -np.inf), np.ones((len(said), K))
     for part, prompts in prompt_parts(setting, rows):
       ids, length, _ = pack_completions([said[i] for i in part], setting.answer_length)
-      sums, counts = jax.device_get(tick(program(params, prompts, *put_batch(setting.mesh, (ids, length)))))
+      sums, counts = host(tick(program(params, prompts, *put_batch(setting.mesh, (ids, length)))))
       logps[part], tokens[part] = np.where(length > 0, sums, -np.inf), np.maximum(counts, 1)
     return logps, tokens
 

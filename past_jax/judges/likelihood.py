@@ -5,6 +5,7 @@ import numpy as np
 
 from past_jax.judges.rows import scorer
 from past_jax.logps import token_mask
+from past_jax.mesh import host
 from past_jax.types import Judge, Judgement, Policy
 
 
@@ -25,15 +26,22 @@ def length_normalised(role: str = 'base', chunk: int = 16, *, policy: Policy) ->
 def _judge(role, chunk, policy, per_token):
   scorers = {}  # by G: groups are scored whole, so that a prompt is computed once
 
+  def of(G):
+    if G not in scorers:
+      scorers[G] = scorer(policy, max(1, chunk // G))
+    return scorers[G]
+
+  def lower(weights, group):
+    G, T = group.ids_BxGxT.shape[1:]
+    return of(G).lower(weights[role], group.prompts.ids_BxP.shape[1], G, T)
+
   def score(weights, key, group, examples) -> Judgement:
     del key, examples
     G, T = group.ids_BxGxT.shape[1:]
-    if G not in scorers:
-      scorers[G] = scorer(policy, max(1, chunk // G))
-    logps = scorers[G](weights[role], group.prompts, group.ids_BxGxT, group.length_BxG)
-    tokens = np.asarray(token_mask(group.prompts, group.length_BxG, T)).sum(-1)
+    logps = of(G)(weights[role], group.prompts, group.ids_BxGxT, group.length_BxG)
+    tokens = host(token_mask(group.prompts, group.length_BxG, T)).sum(-1)
     total = np.where(tokens > 0, logps.sum(-1, dtype=np.float64), np.nan)
     found = total / np.maximum(tokens, 1) if per_token else total
     return Judgement(jnp.asarray(found, jnp.float32), info={'logp': jnp.asarray(total, jnp.float32)})
 
-  return Judge(score)
+  return Judge(score, lower=lower)

@@ -103,4 +103,7 @@ def likelihood_gain(
     info = {'overlap': shared, 'gain_per_token': per_token, 'target_trimmed': np.repeat(trimmed[:, None], G, axis=1)}
     return Judgement(jnp.asarray(gain), info={name: jnp.asarray(x) for name, x in info.items()})
 
-  return Judge(score)
+  def lower(weights, group):
+    return score_rows.lower(weights[role], len(bos) + group.ids_BxGxT.shape[2] + len(join), 1, target_length)
+
+  return Judge(score, lower=lower)

@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
-import jax.numpy as jnp
 import numpy as np
 
 from past_jax import answers
 from past_jax.judges.likelihood import likelihood
 from past_jax.judges.rows import bodies
+from past_jax.mesh import host
 from past_jax.types import Judge, Judgement, Policy, UserError
 
 Rule = Literal[tuple(answers.RULES)]
@@ -59,7 +59,8 @@ def majority(
 
   def score(weights, key, group, examples) -> Judgement:
     given = bodies(tokenizer, group)
-    drawn_BxG = np.asarray((group.length_BxG > 0) & (group.source_BxG > -2))
+    length_BxG, source_BxG = host((group.length_BxG, group.source_BxG))
+    drawn_BxG = (length_BxG > 0) & (source_BxG > -2)
     found = [[answer_of(tokenizer.decode(ids), rule) for ids in row] for row in given]
     out_BxG, info = np.full(drawn_BxG.shape, np.nan, np.float32), {}
     if weight == 'likelihood':
@@ -76,6 +77,7 @@ def majority(
           logps.setdefault(row[g], {})[tuple(given[b][g])] = logp_BxG[b, g]
       mass = {answer: np.logaddexp.reduce(list(different.values())) for answer, different in logps.items()}
       out_BxG[b, members] = [mass.get(row[g], np.nan) for g in members]
-    return Judgement(jnp.asarray(out_BxG), info=info)
+    return Judgement(out_BxG, info=info)
 
-  return Judge(score)
+  count = weight == 'count'
+  return Judge(score, on_host=count, lower=None if count else likely.lower)

@@ -102,4 +102,7 @@ def preference(
     scores = jnp.asarray(np.where(decided > 0, mean, np.nan), jnp.float32)
     return Judgement(scores, wins_BxGxG=jnp.asarray(wins, jnp.float32), info=info)
 
-  return Judge(score)
+  def lower(weights, group):
+    return score_rows.lower(weights[role], prompt_length, 2, max(map(len, answers)))
+
+  return Judge(score, lower=lower)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-import jax.numpy as jnp
+import numpy as np
 
 from past_jax.answers import extract, same
 from past_jax.functions import scorer
@@ -68,6 +68,6 @@ def text(
       [judge(tokenizer.decode(ids), example) for ids in row]
       for row, example in zip(bodies(tokenizer, group), examples, strict=True)
     ]
-    return Judgement(jnp.asarray(scores, jnp.float32))
+    return Judgement(np.array(scores, np.float32))
 
-  return Judge(score)
+  return Judge(score, on_host=True)

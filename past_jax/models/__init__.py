@@ -7,14 +7,14 @@ from typing import NamedTuple
 import jax
 
 from past_jax import mesh as mesh_lib
-from past_jax.models import specs, weights
+from past_jax.models import shapes, specs, weights
 from past_jax.models.config import SCRATCH, ModelConfig
 from past_jax.models.families import NO_CHOICE, read_config
 from past_jax.models.transformer import RULES, transformer
 from past_jax.text import Tokenizer, byte_tokenizer, load_tokenizer
 from past_jax.types import Params, Policy, UserError
 
-__all__ = ['Model', 'ModelConfig', 'RULES', 'load']
+__all__ = ['Model', 'ModelConfig', 'RULES', 'described', 'load']
 
 
 class Model(NamedTuple):
@@ -55,6 +55,22 @@ def load(spec: str, *, dtype: str = 'float32', remat: str = 'none', rope: str = 
     return weights.read(directory, config, placed)
 
   return Model(policy, tokenizer, config, read)
+
+
+def described(spec: str, *, dtype: str = 'float32', remat: str = 'none', rope: str = 'short') -> Model:
+  """The model that `spec` names as far as programs depend on it: no weights, and bytes for a tokenizer.
+
+  Its shape is that of a directory's config.json, or one that is known (shapes.py): no hub is asked.
+
+  Raises:
+    UserError: a spec whose shape is not known here.
+  """
+  config = read_config(spec, rope) if (Path(spec) / 'config.json').is_file() else shapes.shape(spec, rope)
+
+  def read(mesh):
+    raise UserError(f'{spec} was described without its weights.')
+
+  return Model(transformer(config, dtype=dtype, remat=remat), scratch_tokenizer(spec), config, read)
 
 
 def scratch_tokenizer(spec: str) -> Tokenizer:
