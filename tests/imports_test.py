@@ -15,7 +15,7 @@ MAY = {
   'text': {'types'},
   'mesh': {'types'},
   'lora': {'types'},
-  'logps': {'types'},
+  'logps': {'types', 'mesh'},
   'buckets': {'types'},
   'buffer': {'types'},
   'coverage': LEAVES,
