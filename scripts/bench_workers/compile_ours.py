@@ -41,7 +41,9 @@ class Worker:
       (w.prompts, *shape), dtype, sharding=mesh.batch_sharding(mesh_)
     )
     G, J, floats = w.group, w.group // 2, jnp.float32
-    selection = Selection(rows(J), rows(J), rows(J, dtype=floats), rows(G, dtype=floats), rows(G, dtype=floats), rows(G))
+    selection = Selection(
+      rows(J), rows(J), rows(J, dtype=floats), rows(G, dtype=floats), rows(G, dtype=floats), rows(G)
+    )
     batch = Batch(Prompts(rows(w.prompt), rows()), rows(G, w.completion), rows(G), None, None, rows(G), selection)
     started = time.monotonic()
     with jax.set_mesh(mesh_):
