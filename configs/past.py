@@ -43,14 +43,15 @@ def get_config(arg=''):
     judge='likelihood_gain',
     select='best_vs',
     arm='past',
-    group=4,
+    group=0,  # 0: 4, of the large sizes 8
     notes='mixed',
     view='none',
     pool='samples',
     refresh='round',
   )
   c = common.base(a.size)
-  tiny = a.size == 'tiny'
+  a.group = a.group or (8 if a.size in common.LARGE else 4)
+  tiny, devices = a.size == 'tiny', common.DEVICES[a.size]
   c.stages = ('study',)
   c.study = dict(
     trains='policy',
@@ -100,6 +101,14 @@ def get_config(arg=''):
   )
   if a.judge == 'likelihood_gain' and tiny:
     c.study.judge.target_length = c.view.text_length
+  if a.size in common.LARGE:  # one group per device
+    c.study.update(batch=devices, sample_prompts=devices, replay_batch=devices)
+    if a.size == '70b':
+      del c.study.losses['replay']  # there are fewer texts than devices, which take one each
+    c.study.generator.length = 256
+    c.study.curriculum.prompts = c.data.world.count
+    if 'role' in c.study.judge:
+      c.study.judge.chunk = devices * (a.group if a.judge in ('likelihood', 'length_normalised') else 1)
   if a.select in ('top_k', 'everything', 'softmax'):  # no pairs: best-of-K, unjudged or weighted imitation
     del c.study.losses.group['dpo']
   c.view.train_view = a.view

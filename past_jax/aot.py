@@ -206,13 +206,11 @@ class Stage:
       role = arguments(judges.TABLE, s.judge)['role']
       yield Program('judge', lambda: c.judge.lower(self.roles, group), self.beside(role), (f'{at}.judge.chunk={ways}',))
     scored = {r.role for r in (stage.reference, stage.old) if r.mode(float('inf')) == 'score'}
-    for role in sorted(scored):
-      one = self.batch(self.collected(group), stage.reference.chunk)
-      whole = one.prompts, one.ids_BxGxT, one.length_BxG
-      yield Program(
-        'score', lambda: c.score.lower(self.roles[role], *whole), self.beside(role), (f'{at}.micro={ways}',)
-      )
-      break  # roles have one shape
+    if scored:  # one program: all roles have the policy's shape
+      one, of = self.batch(self.collected(group), stage.reference.chunk), self.roles[min(scored)]
+      args_ = of, one.prompts, one.ids_BxGxT, one.length_BxG
+      turn = (f'{at}.micro={ways}',) if stage.reference.chunk > ways else ()
+      yield Program('score', lambda: c.score.lower(*args_), self.beside(min(scored)), turn)
 
   def collected(self, group):
     """The batch of a round, from the group it was sampled as."""

@@ -1,10 +1,12 @@
 """Log-probabilities of completions: the one function that trainer, judges and evaluations share."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
+from past_jax.mesh import split_over
 from past_jax.types import Array, Policy, Prompts
 
 CHUNK = 1024  # tokens whose logits exist at once
@@ -19,6 +21,14 @@ def token_mask(prompts: Prompts, length_BxG, T: int):
   """bool_BxGxT: tokens that have a log-prob. The first token after an empty prompt has none: nothing precedes it."""
   t = jnp.arange(T)[None, None]
   return (t < length_BxG[:, :, None]) & ((t > 0) | (prompts.length_B > 0)[:, None, None])
+
+
+def pick(logits, ids):
+  """logits[..., ids]. Where the vocabulary is split over devices, without gathering it."""
+  if not split_over('fsdp', 'tensor'):
+    return jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
+  vocab = jnp.arange(logits.shape[-1]).reshape((1,) * ids.ndim + (-1,))
+  return jnp.where(vocab == ids[..., None], logits, 0.0).sum(axis=-1)
 
 
 def group_outputs(
@@ -49,10 +59,12 @@ def group_outputs(
   hidden = jnp.pad(hidden, ((0, 0), (0, 0), (0, pad), (0, 0)))
   ids = jnp.pad(ids_BxGxT, ((0, 0), (0, 0), (0, pad)))
 
+  head = functools.partial(policy.head, policy.unembed(params))
+
   def score(hidden_BxGxtxD, ids_BxGxt):
-    logits = policy.head(params, hidden_BxGxtxD)
+    logits = head(hidden_BxGxtxD)
     total = jax.nn.logsumexp(logits, axis=-1)
-    picked = jnp.take_along_axis(logits, ids_BxGxt[..., None], axis=-1)[..., 0]
+    picked = pick(logits, ids_BxGxt)
     return {'logps': picked - total} | {name: STATISTICS[name](logits - total[..., None]) for name in statistics}
 
   if slices == 1:

@@ -154,6 +154,12 @@ def platform() -> str:
   return described.platform if described else jax.default_backend()
 
 
+def split_over(*axes: str) -> bool:
+  """Whether any of the axes has more than one device, under `jax.set_mesh(mesh)`."""
+  shape = jax.sharding.get_abstract_mesh().shape
+  return any(shape[axis] > 1 for axis in axes if axis in shape)
+
+
 def constrain(x, *axes):
   """Hint inside jit, under `jax.set_mesh(mesh)`; without a mesh it does nothing."""
   if jax.sharding.get_abstract_mesh().empty:

@@ -7,7 +7,7 @@ on (prompt's key, member, position) alone, never on batch mates, devices, or the
 import jax
 import jax.numpy as jnp
 
-from past_jax.mesh import batch_ways, per_shard
+from past_jax.mesh import BATCH, batch_ways, constrain, per_shard
 from past_jax.types import Group, Policy, Prompts, UserError
 
 BLOCK = 256  # tokens of a block of the vocabulary: a draw looks at all blocks, then into one
@@ -194,7 +194,8 @@ def sample(
 
   # The first tokens of a prompt's completions come from one row of logits; a slot begins with feeding one.
   hidden_BxD, prompt_cache = policy.prefill(params, prompts)
-  drawn = draw(policy.head(params, hidden_BxD), fold(keys_BxG, jnp.zeros_like(member_BxG)), *filters)
+  logits = lambda params, hidden: constrain(policy.head(params, hidden), BATCH)  # all of the vocabulary, to draw from
+  drawn = draw(logits(params, hidden_BxD), fold(keys_BxG, jnp.zeros_like(member_BxG)), *filters)
   params = policy.unstack(params)
   begin = lambda x: jnp.pad(jnp.where(limit_BxG > 0, x, 0)[..., None], ((0, 0), (0, 0), (0, T - 1)))
   out = jax.tree.map(begin, drawn)
@@ -207,7 +208,7 @@ def sample(
     hidden, cache = policy.decode(params, prompt_cache, state['cache'], slots['token'], slots['age'])
     slots = slots | {'age': slots['age'] + slots['live']}  # of ended ones no further: positions end with T
     keys = fold(slots['key'], slots['age'])
-    drawn = jax.tree.map(lambda x: x[..., 0], draw(policy.head(params, hidden), keys[..., None], *filters))
+    drawn = jax.tree.map(lambda x: x[..., 0], draw(logits(params, hidden), keys[..., None], *filters))
     out = per_shard(record)(state['out'], state['row'], slots, drawn)
     live = slots['live'] & ~stops(drawn['ids']) & (slots['age'] + 1 < slots['limit'])
     return state | {'slots': slots | {'token': drawn['ids'], 'live': live}, 'cache': cache, 'out': out}

@@ -158,6 +158,7 @@ class Policy(NamedTuple):
   start   (prompt cache, G, T) -> cache: room for G completions of up to T tokens beside each prompt of the prompt cache
   decode  (params, prompt cache, cache, ids_BxG, age_BxG) -> (hidden_BxGxD, cache): feed to every completion its token
           number `age`, from 0. Ages grow by 1 from call to call, or start again at 0: another completion takes over
+  unembed (params) -> what head takes as params in a loop: laid out for its product, once
   """
 
   init: Callable[[Key], Params]
@@ -168,6 +169,7 @@ class Policy(NamedTuple):
   unstack: Callable[[Params], Any]
   start: Callable[..., Any]
   decode: Callable[..., Any]
+  unembed: Callable[[Params], Params] = lambda params: params
 
 
 Generator = Callable[[Weights, Key, Prompts, Any], Group]  # (weights, key, prompts, temperature)

@@ -205,11 +205,10 @@ def gradient(
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
-    def apply(grads, state):
-      updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-      return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
-
-    state_ = jax.lax.cond(finite, apply, lambda grads, state: state, grads, state)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+    # Chosen element by element, not by a conditional, around which XLA would copy state and gradients to other layouts.
+    state_ = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
     size = optax.tree.norm(state_.params)
     tokens = sum(metrics[f'{term}/tokens'] for term in losses)
     finite &= jnp.isfinite(size)

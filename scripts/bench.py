@@ -4,6 +4,7 @@
     python scripts/bench.py sample --prompts 8 --prompt 512 --group 8 --completion 64 --against hf
     python scripts/bench.py memory --prompts 1 --prompt 512 --group 8 --completion 64 --against trl
     python scripts/bench.py profile update --prompts 4 --prompt 128 --group 2 --completion 64
+    python scripts/bench.py compile --against tunix --prompts 4 --prompt 512 --group 2 --completion 512
 
 A table goes to stderr, and one JSON object is the last line of stdout. Each side is a process of its own; peers have
 virtual environments, made once under $PAST_JAX_CACHE/bench (default ~/.cache/past_jax/bench). The sides run in turn: a
@@ -12,6 +13,10 @@ the loop runs it on policy: peers make their reference pass, ours has its refere
 reference out on both sides. Tokens per second count the tokens of completions. `matmul_fraction` is the model FLOPs of
 our work (no recomputation) per second over the best rate of a plain float32 matrix product in the same run. Peaks of
 memory are of everything that the process did; `memory` measures them in processes that do nothing else.
+
+`compile` runs nothing: both sides' DPO step of the Llama-3.2-1B shape is compiled for a TPU slice, fsdp over all of its
+devices, products in bfloat16, remat per layer. The peer sees the groups as pairs, and its step has no reference pass.
+FLOPs of both are counted by past_jax/hlo.py. The peer keeps parameters and moments in bfloat16, ours in float32.
 """
 
 import argparse
@@ -95,11 +100,21 @@ class Peer:
 
 TORCH = ('trl==1.16.0', 'transformers==5.23.0', 'accelerate==1.15.0', 'torch==2.13.0')
 TUNIX = ('google-tunix==0.1.7', *(f'{pin}; python_version >= "3.12"' for pin in ('jax==0.12.0.1', 'flax==0.12.12')))
+TPU = ('jax[tpu]==0.12.0.1', 'flax==0.12.12', 'google-tunix==0.1.7')
 PEERS = {
   'trl': Peer('trl', 'torch', TORCH),
   'hf': Peer('hf', 'torch', TORCH),
   'tunix': Peer('tunix', 'tunix', TUNIX, '3.12'),
   'self': Peer('ours'),
+  'compile_ours': Peer('compile_ours'),
+  'compile_tunix': Peer('compile_tunix', 'tunix-tpu', TPU, '3.12'),
+}
+LIBTPU = {  # it compiles without a TPU, and must not look for one
+  'JAX_PLATFORMS': 'cpu',
+  'TPU_SKIP_MDS_QUERY': '1',
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
 }
 # What each side runs for a command: program of ours, and of the peer by the name of its ratio.
 PROGRAMS = {'update': ('update', {'ratio': 'loop', 'ratio_step': 'step'}), 'sample': ('sample', {'ratio': 'sample'})}
@@ -144,7 +159,9 @@ def start(stack: contextlib.ExitStack, side: str, checkout: str = '') -> Worker:
   """A worker of `ours` or of a peer. `checkout`: another past_jax for `self`."""
   peer = PEERS['self' if side == 'ours' else side]
   root = Path(checkout or Path(__file__).parent.parent).resolve()
-  env = {'PYTHONPATH': str(root)} if peer.module == 'ours' else {'PYTHONPATH': '', 'HF_HUB_OFFLINE': '1'}
+  own = peer.module in ('ours', 'compile_ours')
+  env = {'PYTHONPATH': str(root)} if own else {'PYTHONPATH': '', 'HF_HUB_OFFLINE': '1'}
+  env |= LIBTPU if side.startswith('compile') else {}
   log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / f'{side}.log'
   return stack.enter_context(Worker(side, environment(peer), peer.module, log, env))
 
@@ -285,6 +302,23 @@ def memory(args, work: Work) -> dict:
   }
 
 
+def compiled(args, work: Work) -> dict:
+  """Both sides' step, compiled for `args.topology`; ratios are ours / the peer's."""
+  found = {}
+  with contextlib.ExitStack() as stack:
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    ours = start(stack, 'compile_ours')
+    slice_ = ours.call('describe', name=args.topology, layers=args.layers)
+    spec = dict(work=dataclasses.asdict(work), topology_=slice_['topology'], config=slice_['config'])
+    for name, worker in (('ours', ours), ('peer', start(stack, f'compile_{args.against}'))):
+      text = str(folder / f'{name}.txt')
+      found[name] = worker.call('compile', **spec, out=text)
+      found[name] |= ours.call('count', path=text)
+      CONSOLE.print(f'{name}: compiled in {found[name]["compile_seconds"]:.0f} s')
+  keys = ('flops', 'temporary_bytes', 'bytes', 'sent')
+  return {f'ratio_{key}': found['ours'][key] / max(found['peer'][key], 1) for key in keys} | found
+
+
 def report(args, work: Work, found: dict):
   """The table on stderr, the JSON object on stdout."""
   machine = {'processor': platform.processor() or platform.machine(), 'cores': len(os.sched_getaffinity(0))}
@@ -334,6 +368,12 @@ def parse(argv):
     if name == 'sample':
       out.add_argument('--skew', action='store_true', help='1/8 of the completions have all tokens, the rest 1/16')
       out.add_argument('--slots', type=int, metavar='N', help='with --skew: rows that decode at once')
+  out = command('compile', 'a DPO step compiled for a TPU slice; nothing runs')
+  out.add_argument('--against', choices=('tunix',), default='tunix')
+  out.add_argument('--topology', default='v5e:2x2', metavar='NAME', help='as in past compile')
+  out.add_argument('--layers', type=int, default=0, metavar='N', help='of the model; 0: all')
+  out.add_argument('--json', action='store_true', help='no table')
+  out.set_defaults(checkout='', pairs=1)
   out = command('profile', 'where a program of ours spends its time')
   out.add_argument('what', choices=('update', 'prefill', 'decode'))
   out.add_argument('--most', type=int, default=25, help='how many instructions to list')
@@ -346,7 +386,7 @@ def parse(argv):
     parser.error('--checkout is another past_jax to compare with: add --against self.')
   if args.checkout and not (Path(args.checkout) / 'past_jax').is_dir():
     parser.error(f'--checkout {args.checkout}: there is no past_jax in it.')
-  updates = args.command in ('update', 'memory') or args.command == 'profile' and args.what == 'update'
+  updates = args.command in ('update', 'memory', 'compile') or args.command == 'profile' and args.what == 'update'
   if updates and args.group % 2:
     parser.error(f'--group {args.group}: pairs need an even number of completions.')
   if args.micro and (args.micro < 0 or args.prompts % args.micro):
@@ -371,7 +411,8 @@ def main(argv=None):
   cache().mkdir(parents=True, exist_ok=True)
   CONSOLE.quiet = args.json
   try:
-    report(args, work, memory(args, work) if args.command == 'memory' else times(args, work))
+    measure = {'memory': memory, 'compile': compiled}
+    report(args, work, (measure[args.command] if args.command in measure else times)(args, work))
   except WorkerError as error:
     sys.exit(str(error))
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -113,6 +114,14 @@ def test_a_roofline_is_the_longest_of_three():
 # --- with libtpu --------------------------------------------------------------------------------------------------
 
 
+def scratch_directory(folder, **shape):
+  """A model as far as its config.json."""
+  from past_jax.models.config import scratch
+
+  (folder / 'config.json').write_text(json.dumps(dict(scratch(**shape).source)))
+  return folder
+
+
 def past(*argv):
   env = os.environ | {'PYTHONPATH': str(ROOT), 'HF_HUB_OFFLINE': '1'}
   for name in chips.ENVIRONMENT:
@@ -127,7 +136,9 @@ def test_all_programs_of_a_config():
   assert done.returncode == 0, done.stderr
   found = json.loads(done.stdout)  # nothing else is on stdout
   programs = {program['name']: program for program in found['programs']}
-  assert list(programs) == ['place weights', 'sample: prompts', 'sample: a token', 'judge', 'score', 'update']
+  assert list(programs) == [
+    *('place weights', 'sample: prompts', 'sample: a token', 'sampler gap', 'judge', 'score', 'update')
+  ]
   assert all(program['fits'] and 0 < program['peak_bytes'] < program['hbm_bytes'] for program in programs.values())
   assert programs['update']['flops'] > programs['score']['flops'] > 0
   assert programs['update']['beside_bytes'] == 0 < programs['sample: a token']['beside_bytes']
@@ -173,3 +184,25 @@ def lowered(layers, unrolled, pallas, monkeypatch):
 def test_four_layers_scanned_and_unrolled_for_a_tpu(pallas, monkeypatch):
   count = lambda unrolled: hlo.total(hlo.costs(lowered(4, unrolled, pallas, monkeypatch).compile().as_text())).flops
   assert count(False) == pytest.approx(count(True), rel=0.02)
+
+
+@pytest.mark.slow
+def test_nothing_whole_is_in_an_update_over_fsdp(tmp_path):
+  """Neither the embedding nor its gradient, no weights of all layers, no logits of all tokens."""
+  model = scratch_directory(tmp_path, layers=3, width=256, vocab=5120)
+  flags = f'--config.model.spec={model}', '--config.mesh.fsdp=4', '--config.mesh.data=1', '--config.study.batch=4'
+  flags += '--config.study.sample_prompts=4', '--config.study.replay_batch=4', '--config.model.remat=layer'
+  flags += '--config.model.dtype=bfloat16', '--config.study.generator.length=512', '--config.view.prompt_length=128'
+  done = past(TINY, '--topology=v5e:2x2', '--programs=update', f'--hlo={tmp_path}', *flags)
+  assert done.returncode == 0, done.stderr
+  arrays = {
+    (shape.dims, op.opcode)
+    for op in hlo.Module((tmp_path / 'update.txt').read_text()).instructions()
+    for shape in op.shapes
+  }
+  V, D, tokens = 5120, 256, 4 * 2 * 512
+  assert any(V // 4 in dims for dims, _ in arrays)  # the walk saw the vocabulary at all
+  whole = [a for a in arrays if V in a[0] and math.prod(a[0]) > V * D // 4]
+  logits = [a for a in arrays if V // 4 in a[0] and math.prod(a[0]) > V // 4 * tokens // 2]
+  layers = [a for a in arrays if a[0] in ((3, D, 2 * D), (3, 2 * D, D), (3, D, 16, 16), (3, 16, 16, D))]
+  assert not whole and not logits and not layers

@@ -27,7 +27,14 @@ SELECTS = ['select=all_pairs', 'select=top_k', 'select=everything', 'select=soft
 ARMS = ['arm=raw', 'arm=unjudged', 'arm=best_of', 'arm=dpo', 'arm=dpo_only', 'pool=original+rewrite', 'refresh=never']
 ARMS += ['refresh=soft', 'notes=forward']
 ARGS = {  # file -> its arguments; any other file: its default and size=tiny
-  'past': ['', 'size=tiny', 'arm=raw', *(f'size=tiny,{a}' for a in (*JUDGES, *SELECTS, *ARMS)), 'notes=forward'],
+  'past': [
+    '',
+    'size=tiny',
+    'arm=raw',
+    *(f'size={size}' for size in common.LARGE),
+    *(f'size=tiny,{a}' for a in (*JUDGES, *SELECTS, *ARMS)),
+    'notes=forward',
+  ],
   'study': [
     '',
     'arm=raw',

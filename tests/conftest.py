@@ -3,7 +3,9 @@
 import os
 import tempfile
 
-import jax
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # libtpu, which is here to compile, would look for a TPU
+
+import jax  # noqa: E402
 
 jax.config.update('jax_num_cpu_devices', 8)
 # Tests build the same tiny programs again and again: each is compiled once per session.

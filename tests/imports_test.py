@@ -16,7 +16,7 @@ MAY = {
   'text': {'types'},
   'mesh': {'types'},
   'lora': {'types'},
-  'logps': {'types'},
+  'logps': {'types', 'mesh'},
   'buckets': {'types', 'hlo'},
   'buffer': {'types'},
   'coverage': LEAVES,

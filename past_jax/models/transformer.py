@@ -27,6 +27,7 @@ from past_jax.types import Policy, Prompts
 
 EVERYTHING = 1 << 30  # a window that no row reaches
 
+VOCAB = ('tensor', 'fsdp')  # the head's product is split over the vocabulary, whatever layout its kernel is kept in
 RULES = (  # parameter path -> mesh axes, leading axis of `layers/` is the layer
   ('embed/embedding$', ('tensor', 'fsdp')),
   ('positions/embedding$', (None, 'fsdp')),
@@ -254,13 +255,18 @@ class Transformer(nn.Module):
 
   def lookup(self, ids, positions):
     c = self.config
-    # Gathered over fsdp first: a lookup in a table split on its width would replicate the result on every device. Cast
-    # after it: the gradient of a row is a sum over all places of its token, which bfloat16 would stop adding to.
-    table = mesh_lib.constrain(self.embed.embedding, 'tensor', None)
-    x = jnp.take(table, ids, axis=0).astype(self.dtype) * jnp.asarray(c.embed_scale, self.dtype)
+
+    def rows(table, index):
+      # Every device looks all tokens up in its part of the width, then parts are exchanged for tokens: what moves are
+      # activations, there and back, not the table and its gradient.
+      x = jnp.take(table, mesh_lib.constrain(index, 'data'), axis=0)
+      x = mesh_lib.constrain(x, 'data', *[None] * (x.ndim - 2), 'fsdp')
+      # Cast after it: the gradient of a row sums over all places of its token, which bfloat16 would stop adding to.
+      return mesh_lib.constrain(x.astype(self.dtype), mesh_lib.BATCH)
+
+    x = rows(self.embed.embedding, ids) * jnp.asarray(c.embed_scale, self.dtype)
     if c.learned_positions:
-      table = mesh_lib.constrain(self.positions.embedding, None, None)
-      x += jnp.take(table, positions, axis=0).astype(self.dtype)
+      x += rows(self.positions.embedding, positions)
     return mesh_lib.constrain(x, mesh_lib.BATCH)
 
   def shared(self, positions_BxS, valid_BxP, slots_Q):
@@ -281,12 +287,15 @@ class Transformer(nn.Module):
     return self.final_norm(x), kv
 
   def logits(self, hidden):
+    # Each device has all tokens of its data shard, of one part of the vocabulary: hidden states are gathered, which are
+    # fewer than the table has rows.
+    hidden = mesh_lib.constrain(hidden, 'data')
     if self.config.tied:
-      table = self.embed.embedding.astype(self.dtype)
+      table = mesh_lib.constrain(self.embed.embedding, VOCAB, None).astype(self.dtype)
       logits = product('...d,vd->...v', hidden, table)
     else:
       logits = self.head(hidden)
-    return capped(logits, self.config.logit_cap)
+    return capped(mesh_lib.constrain(logits, 'data', *[None] * (logits.ndim - 2), VOCAB), self.config.logit_cap)
 
   def everything(self, ids):  # touches every parameter, for init
     hidden, _ = self.trunk(ids, ids, jnp.ones((1, 0), bool), ids.shape[1])
@@ -339,6 +348,13 @@ def transformer(config: ModelConfig, *, dtype='float32', remat: str = 'none', pa
   def head(params, hidden):
     return apply(params, hidden, method='logits')
 
+  def unembed(params):
+    if config.tied:
+      table = mesh_lib.constrain(params['embed']['embedding'], VOCAB, None)
+      return params | {'embed': params['embed'] | {'embedding': table}}
+    kernel = mesh_lib.constrain(params['head']['kernel'], None, VOCAB)
+    return params | {'head': params['head'] | {'kernel': kernel}}
+
   def prefill(params, prompts):
     positions, valid = prompt_layout(prompts)
     hidden, kv = apply(params, prompts.ids_BxP, positions, valid, 0, keep=jnp.zeros(()), method='trunk')
@@ -357,6 +373,7 @@ def transformer(config: ModelConfig, *, dtype='float32', remat: str = 'none', pa
     # Cast here, because Linear and lookup would do it at every token; norms and biases compute in float32.
     cast = lambda path, w: w if path[-1].key in ('scale', 'bias') else w.astype(dtype)
     params = jax.tree.map_with_path(cast, params)
+    params = unembed(params)
     layers = (jax.tree.map(operator.itemgetter(i), params['layers']) for i in range(config.layers))
     return params | {'layers': tuple(layers)}
 
@@ -387,4 +404,4 @@ def transformer(config: ModelConfig, *, dtype='float32', remat: str = 'none', pa
     hidden = apply(params, x, method=lambda model, x: model.final_norm(x))
     return hidden, cache | {'layers': tuple(layers), 'step': cache['step'] + 1}
 
-  return Policy(init, rows, group, head, prefill, unstack, start, decode)
+  return Policy(init, rows, group, head, prefill, unstack, start, decode, unembed)
