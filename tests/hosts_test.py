@@ -163,7 +163,7 @@ def test_all_stop_when_one_fails(tmp_path, how, index):
   survivor, error = ended[1 - index]
   assert survivor == 1, error
   (line,) = [line for line in error.splitlines() if line.startswith('past study:')]
-  assert text in line and 'start the same command on all hosts' in line
+  assert text in line and 'start the same command on all hosts' in line, error
   assert 'Traceback' not in error
 
 
