@@ -40,6 +40,7 @@ WORKERS = 'worker-network-endpoints'  # metadata of a TPU VM: an entry for each 
 METADATA_SECONDS = 3
 AGAIN = 'What was saved is intact: start the same command on all hosts to go on.'
 
+_last_words = threading.Lock()  # taken once, by whoever ends the process
 _times: dict[str, int] = defaultdict(int)  # how often `first` was asked each question
 
 
@@ -143,27 +144,47 @@ def fail(error: BaseException) -> None:
 
   Not by way of Python's exit: JAX would wait there for processes that wait for this one.
   """
+  # What fails in a device call may be for want of another process, which the service may not have missed yet.
+  wanting = isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' not in str(error)
+  until = time.monotonic() + (HEARTBEAT_SECONDS + 10) * wanting
+  _heed()
+  while time.monotonic() < until:
+    time.sleep(LOOK_SECONDS)
+    _heed()
+  _last_words.acquire()
   text = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
   if not isinstance(error, UserError | KeyboardInterrupt | SystemExit):
     traceback.print_exception(error)
   _say(f'past study: {text}')
   with contextlib.suppress(jax.errors.JaxRuntimeError):
     _client().key_value_set(f'{FAILED}{jax.process_index()}', text)
-  time.sleep(3 * LOOK_SECONDS)  # with process 0 its service ends, and with that what the others could read
-  _exit(2 if isinstance(error, UserError) else 1)
+  _leave(2 if isinstance(error, UserError) else 1)
 
 
 def _watch(done: threading.Event) -> None:
-  me = jax.process_index()
   while not done.wait(LOOK_SECONDS):
-    try:
-      failed = [(int(key.rpartition('/')[2]), text) for key, text in _client().key_value_dir_get(FAILED)]
-    except Exception:  # the service has ended: `_OnAbort` says so, if it was not the end of the run
-      return
-    if failed and me not in dict(failed):
-      index, text = min(failed)
-      _say(f'past study: process {index} of {jax.process_count()} has failed, and process {me} stops: {text} {AGAIN}')
-      _exit(1)
+    _heed()
+
+
+def _heed() -> None:
+  """Ends this process if another one has failed."""
+  try:
+    failed = {int(key.rpartition('/')[2]): text for key, text in _client().key_value_dir_get(FAILED)}
+  except jax.errors.JaxRuntimeError:  # the service has ended: `_OnAbort` says so, if it was not the end of the run
+    return
+  me = jax.process_index()
+  if failed and me not in failed:
+    index = min(failed)
+    count = jax.process_count()
+    _last_words.acquire()
+    _say(f'past study: process {index} of {count} has failed, and process {me} stops: {failed[index]} {AGAIN}')
+    _leave(1)
+
+
+def _leave(code: int) -> None:
+  """Process 0 last: what the others can read is in it, and JAX aborts them when it is gone."""
+  time.sleep((5 if is_first() else 2) * LOOK_SECONDS)
+  _exit(code)
 
 
 class _OnAbort:

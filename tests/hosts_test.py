@@ -124,7 +124,7 @@ def test_a_host_judge_scores_its_own_prompts(tmp_path, monkeypatch):
     'def score(text, example):\n'
     f'  with open(f"{tmp_path}/{{jax.process_index()}}", "a") as file:\n'
     '    file.write(example.text + "\\n")\n'
-    '  return float(len(text))\n'
+    '  return float(len(example.text))\n'
   )
   monkeypatch.setenv('PYTHONPATH', str(tmp_path), prepend=':')
   judge = "--config.study.judge={'name':'text','rule':'function','pattern':'','function':'asked:score'}"
@@ -133,7 +133,8 @@ def test_a_host_judge_scores_its_own_prompts(tmp_path, monkeypatch):
   assert len(asked[0]) == len(asked[1]) == 8  # 8 texts, 2 completions of each: half of them
   assert not set(asked[0]) & set(asked[1]) and len(set(asked[0]) | set(asked[1])) == 8
   groups = rows(tmp_path / 'run' / 'groups.jsonl')
-  assert all(c['score'] == len(c['text']) for group in groups for c in group['completions'])
+  assert len(groups) == 8 and len({len(group['text']) for group in groups}) > 1
+  assert all(c['score'] == len(group['text']) for group in groups for c in group['completions'])
 
 
 DIE = 'from past_jax import train\nimport os, signal\ndef die(*_): {}\ntrain.Loop.tick = die\n'
@@ -163,7 +164,7 @@ def test_all_stop_when_one_fails(tmp_path, how, index):
   survivor, error = ended[1 - index]
   assert survivor == 1, error
   (line,) = [line for line in error.splitlines() if line.startswith('past study:')]
-  assert text in line and 'start the same command on all hosts' in line
+  assert text in line and 'start the same command on all hosts' in line, error
   assert 'Traceback' not in error
 
 
