@@ -1,6 +1,7 @@
 """Imports point one way; the test reads them from the source."""
 
 import ast
+import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / 'past_jax'
@@ -87,3 +88,13 @@ def test_nothing_but_the_command_sees_a_config_dict():
   """Components get plain arguments, so that a default hidden in a `.get` has no place to live."""
   seen = {str(path.relative_to(PACKAGE)) for path, _ in modules() if 'ml_collections' in path.read_text()}
   assert seen <= {'commands/study.py', 'build.py'}
+
+
+def test_pallas_is_imported_where_a_program_needs_it():
+  """It takes a second, which every command on a CPU would wait for."""
+  for path, _ in modules():
+    top = ast.Module(
+      [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    )
+    names = ' '.join(ast.unparse(node) for node in top.body)
+    assert path.name == 'splash.py' or not ({'pallas', 'splash'} & set(re.findall(r'\w+', names))), path

@@ -1,8 +1,8 @@
 """Attention over a tree on a TPU: Pallas's splash attention under the static mask of a tree (see transformer.py).
 
-The kernel skips the blocks of scores that the mask empties, and keeps none: softmax and its sums are float32, in blocks.
-Its mask is static, so ragged prompts are segments: a prompt's left pads are one, all other tokens the other. Elsewhere
-than on a TPU the kernel is interpreted, which is for tests.
+The kernel skips blocks of scores that the mask empties, and keeps no scores; softmax and its sums are float32. The mask
+is static, so ragged prompts are segments: a prompt's left pads are one, all other tokens the other. Elsewhere than on a
+TPU the kernel is interpreted, which is for tests.
 
 Importing Pallas takes a second, so this module is imported where a program is traced that needs it.
 """
@@ -24,8 +24,8 @@ from past_jax import mesh as mesh_lib
 from past_jax.models.attention import exact
 
 LANES = 128  # prompts and completions are padded to multiples of it, as are blocks
-BLOCKS = (128, 256, 384, 512)  # edges of a block; the scores of larger ones do not fit the 16 MiB that a kernel has
-STEP = 1 << 17  # scores that a TPU v5e computes in the third of a microsecond that it takes to begin a block
+BLOCKS = (128, 256, 384, 512)  # edges of a block; at 512, to compute one takes twice as long as to begin it (see STEP)
+STEP = 1 << 17  # scores of heads of 128 that a TPU v5e at its peak computes in 0.35 us, about what a grid step takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +94,22 @@ def layout(P: int, G: int, T: int, windows: tuple[int, ...]) -> tuple[int, tuple
     return block, masks, round(sum(live[mask] for mask in masks) / len(masks))
 
   return min(map(at, BLOCKS), key=lambda found: found[2] * (found[0] ** 2 + STEP))
+
+
+def table(shapes: Sequence[tuple[int, int, int]]) -> str:
+  """Markdown: what is computed of trees (P, G, T) of full length, against G rows of P + T. docs/models.md has it."""
+  lines = [
+    '| P | G | T | blocks | as rows | rows / tree | scores computed / needed | blocks are | their number |',
+    '|' + '---|' * 9,
+  ]
+  for P, G, T in shapes:
+    mask, row = padded(P, G, T, 0, LANES), padded(0, 1, P + T, 0, LANES)
+    tree, rows = live_blocks(mask, LANES, LANES), G * live_blocks(row, LANES, LANES)
+    needed = sum((end - first).sum() for first, end in TreeMask(P, G, T, P + G * T).spans)
+    block, _, live = layout(P, G, T, (0,))
+    cells = P, G, T, tree, rows, f'{rows / tree:.1f}', f'{tree * LANES**2 / needed:.2f}', block, live
+    lines.append('| ' + ' | '.join(map(str, cells)) + ' |')
+  return '\n'.join(lines) + '\n'
 
 
 @functools.cache
