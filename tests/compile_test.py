@@ -148,7 +148,7 @@ def test_all_programs_of_a_config():
 def test_a_program_that_does_not_fit():
   many = 1 << 16
   flags = f'--config.study.batch={many}', f'--config.study.curriculum.prompts={many}', '--config.mesh.data=1'
-  flags += '--config.study.generator.length=400'
+  flags += ('--config.study.generator.length=400',)
   done = past(TINY, '--topology=v5e:1x1', '--json', '--programs=update', *flags)
   assert done.stdout, done.stderr
   [update] = json.loads(done.stdout)['programs']
