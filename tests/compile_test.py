@@ -146,8 +146,11 @@ def test_all_programs_of_a_config():
 
 @pytest.mark.slow
 def test_a_program_that_does_not_fit():
-  flags = '--config.view.prompt_length=64', '--config.study.generator.length=400', '--config.study.batch=65536'
+  many = 1 << 16
+  flags = f'--config.study.batch={many}', f'--config.study.curriculum.prompts={many}', '--config.mesh.data=1'
+  flags += ('--config.study.generator.length=400',)
   done = past(TINY, '--topology=v5e:1x1', '--json', '--programs=update', *flags)
+  assert done.stdout, done.stderr
   [update] = json.loads(done.stdout)['programs']
   assert done.returncode == 1 and not update['fits']
   assert update['peak_bytes'] > update['hbm_bytes']

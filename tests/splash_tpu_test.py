@@ -86,7 +86,7 @@ def test_update_and_score_compile(mesh, head_dim, dtype, other):
     step = jax.jit(update_.step).lower(state, {}, placed(mesh, {'group': rows})).compile()
     score = jax.jit(lambda *args: logps.group_logps(policy, *args))
     score = score.lower(params, *placed(mesh, (rows.prompts, rows.ids_BxGxT, rows.length_BxG))).compile()
-  windows = tuple(policy_kind.window for policy_kind in other['kinds']) if other else (0,) * TINY.layers
+  windows = tuple(kind.window for kind in other['kinds']) if other else (0,) * TINY.layers
   block, _, live = splash.layout(P, G, T, windows)
   scope = f'/splash_{live}x{block}x{block}/'
   names = kernels(step), kernels(score)
