@@ -17,11 +17,16 @@ from past_jax.profile import Profile, StepClock, peak, span
 from past_jax.types import UserError
 
 
+# JAX's reader of traces, in Python 3.12: as an error it aborts the process.
+pytestmark = pytest.mark.filterwarnings('ignore:builtin type event_stats has no __module__:DeprecationWarning')
+
+
 def traced(folder) -> list[int]:
   """Numbers of the updates in the traces below."""
   found = []
   for file in folder.rglob('*.xplane.pb'):
-    for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
+    data = jax.profiler.ProfileData.from_file(str(file))
+    for plane in data.planes:
       for line in plane.lines:
         found += [dict(event.stats)['step_num'] for event in line.events if event.name == 'update']
   return sorted(found)
