@@ -1,7 +1,11 @@
 """What config.json says, as the shape that is computed; what is not computed is refused."""
 
+import math
+
+import numpy as np
 import pytest
 
+from past_jax.models import rope
 from past_jax.models.families import model_config
 from past_jax.types import UserError
 
@@ -63,3 +67,12 @@ def test_layers_of_one_kind_are_one_kind():
   assert gemma.pattern == (0, 1, 0, 1) and [kind.window for kind in gemma.kinds] == [16, 0]
   smollm = make('smollm3', no_rope_layers=[1, 1, 1, 0])
   assert smollm.pattern == (0, 0, 0, 1) and smollm.kinds[1].frequencies == ()
+
+
+@pytest.mark.parametrize('theta', [1e4, 1e5, 5e5, 1e6])
+@pytest.mark.parametrize('dim', [24, 64, 128])
+def test_frequencies_are_rounded_well_on_every_machine(theta, dim):
+  """Those of torch: a power of float32 numbers to half a unit in the last place, which numpy's vectors do not keep."""
+  found, _ = rope.frequencies({'rope_theta': theta}, dim, 512, 'short')
+  exponents = [float(np.float32(i) / np.float32(dim)) for i in range(0, dim, 2)]
+  assert found == tuple(float(1 / np.float32(math.pow(theta, e))) for e in exponents)
