@@ -325,7 +325,7 @@ def report(args, work: Work, found: dict):
   flat = {}
   for key, value in found.items():
     if isinstance(value, dict) and key not in ('seconds', 'facts'):
-      flat |= {f'{key}.{name}': x for name, x in value.items() if not isinstance(x, dict)}
+      flat |= {f'{key}.{name}': x for name, x in value.items() if isinstance(x, int | float)}
     elif isinstance(value, (int, float)):
       flat[key] = value
   rows = [[key, f'{value:.4g}'] for key, value in flat.items()]
