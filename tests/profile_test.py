@@ -16,7 +16,6 @@ from past_jax.metrics import rows
 from past_jax.profile import Profile, StepClock, peak, span
 from past_jax.types import UserError
 
-
 # JAX's reader of traces, in Python 3.12: as an error it aborts the process.
 pytestmark = pytest.mark.filterwarnings('ignore:builtin type event_stats has no __module__:DeprecationWarning')
 

@@ -28,8 +28,8 @@ def frequencies(rope: Mapping[str, Any], head_dim: int, context: int, choice: st
     raise UserError(f'rope_type {kind!r} is not supported; supported: {", ".join(TYPES)}.')
   dim = int(head_dim * rope.get('partial_rotary_factor', 1.0))
   base = rope['rope_theta']
-  # Rounded to float32 where transformers does: models were trained with these roundings, and 1e-7 of a frequency is 1e-3
-  # radians at position 10000. The power is torch's, which rounds well; numpy's own in float32 depends on the machine.
+  # Rounded to float32 where transformers does: models were trained with these roundings, and 1e-7 of a frequency is
+  # 1e-3 radians at position 10000. torch's power rounds well; that of numpy in float32 depends on the machine.
   exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
   power = (float(base) ** exponent.astype(np.float64)).astype(np.float32)
   inverse = 1 / power
