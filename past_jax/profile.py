@@ -68,6 +68,8 @@ class Profile:
 
   def __exit__(self, *_) -> None:
     self.stop()
+    if self._wanted:
+      self.note('nothing was traced: there was no update {} to {}'.format(*self._wanted))
     signal.signal(signal.SIGUSR1, self._handler)
 
   def before(self, step: int) -> None:

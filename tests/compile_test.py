@@ -145,6 +145,15 @@ def test_all_programs_of_a_config():
 
 
 @pytest.mark.slow
+def test_nothing_is_kept_that_could_not_be_read_again(tmp_path, monkeypatch):
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path))
+  monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+  done = past(TINY, '--topology=v5e:2x2', '--programs=place')
+  assert done.returncode == 0 and 'Warning' not in done.stderr, done.stderr
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
 def test_a_program_that_does_not_fit():
   many = 1 << 16
   flags = f'--config.study.batch={many}', f'--config.study.curriculum.prompts={many}', '--config.mesh.data=1'

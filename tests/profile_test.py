@@ -63,6 +63,13 @@ def test_a_run_that_ends_early_or_resumes_late_is_traced_as_far_as_it_goes(tmp_p
   assert traced(tmp_path) == [5, 6]
 
 
+def test_a_flag_that_no_update_answers_to_is_told(tmp_path):
+  notes = []
+  with Profile(tmp_path, span('7:9'), notes.append) as profile:
+    updates(profile, range(1, 4))
+  assert notes == ['nothing was traced: there was no update 7 to 9'] and traced(tmp_path) == []
+
+
 @pytest.mark.parametrize('flag', ['0:3', '5:3', 'all', '1:', '-1'])
 def test_what_is_no_span_is_refused(flag):
   with pytest.raises(UserError, match='FIRST:LAST'):

@@ -46,6 +46,8 @@ def run(argv: list[str]) -> int:
 
   # Devices of this machine are not looked for: libtpu would search for a TPU, or take the one that others use.
   jax.config.update('jax_platforms', 'cpu')
+  # Programs for devices that are not here can be kept, but not read again: JAX warns of each, and compiles it anyway.
+  jax.config.update('jax_enable_compilation_cache', False)
   from past_jax import aot, checks
 
   study.refuse(checks.check(config, slice_.size))
