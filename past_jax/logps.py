@@ -1,13 +1,15 @@
 """Log-probabilities of completions: the one function that trainer, judges and evaluations share."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from past_jax.mesh import split_over
 from past_jax.types import Array, Policy, Prompts
+
+Rows = tuple[Prompts, Array, Array]  # prompts, ids_BxGxT, length_BxG
 
 CHUNK = 1024  # tokens whose logits exist at once
 STATISTICS = {  # of the distribution of a token, from its log-probs logp_...xV
@@ -31,52 +33,63 @@ def pick(logits, ids):
   return jnp.where(vocab == ids[..., None], logits, 0.0).sum(axis=-1)
 
 
-def group_outputs(
+def outputs(
   policy: Policy,
   params,
-  prompts: Prompts,
-  ids_BxGxT,
-  length_BxG,
+  batches: Mapping[str, Rows],
+  statistics: Mapping[str, Sequence[str]],
   *,
-  statistics: Sequence[str] = (),
   chunk: int = CHUNK,
-) -> dict[str, Array]:
-  """`logps_BxGxT`: log p(token | prompt, earlier tokens of its completion), and `NAME_BxGxT` for each of `statistics`.
+) -> dict[str, dict[str, Array]]:
+  """Of each batch `logps_BxGxT`, log p(token | prompt, earlier tokens of its completion), and what is asked for.
 
   All are float32, and 0 where `token_mask` is False. They are exactly what scoring each prompt + completion alone would
-  give, with the prompt computed once. The head runs on completion positions only, in slices of T of about `chunk`
-  tokens, recomputed in the backward pass, so that no array holds the vocabulary for all tokens of the batch. A batch of
-  at most `chunk` tokens is one slice, which is kept.
+  give, with the prompt computed once, and all batches in one pass through the layers. The head runs on completion
+  positions only, in slices of T of about `chunk` tokens, recomputed in the backward pass, so that no array holds the
+  vocabulary for all tokens of a batch. A batch of at most `chunk` tokens is one slice, which is kept.
 
   Args:
-    statistics: names in `STATISTICS`, computed from the same logits.
+    statistics: for each batch names in `STATISTICS`, computed from the same logits.
   """
-  B, G, T = ids_BxGxT.shape
-  hidden = policy.group(params, prompts, ids_BxGxT, length_BxG)
-  slices = -(-T // max(1, chunk // (B * G)))
-  width = -(-T // slices)  # of equal slices, so that least is padded
-  pad = slices * width - T
-  hidden = jnp.pad(hidden, ((0, 0), (0, 0), (0, pad), (0, 0)))
-  ids = jnp.pad(ids_BxGxT, ((0, 0), (0, 0), (0, pad)))
-
+  hidden = dict(zip(batches, policy.groups(params, list(batches.values()))))
   head = functools.partial(policy.head, policy.unembed(params))
 
-  def score(hidden_BxGxtxD, ids_BxGxt):
+  def scores(names, hidden_BxGxtxD, ids_BxGxt):
     logits = head(hidden_BxGxtxD)
     total = jax.nn.logsumexp(logits, axis=-1)
     picked = pick(logits, ids_BxGxt)
-    return {'logps': picked - total} | {name: STATISTICS[name](logits - total[..., None]) for name in statistics}
+    return {'logps': picked - total} | {name: STATISTICS[name](logits - total[..., None]) for name in names}
 
-  if slices == 1:
-    out = score(hidden, ids)  # few enough tokens to keep their logits for the backward pass
-  else:
-    split = lambda x: jnp.moveaxis(x.reshape(B, G, slices, width, *x.shape[3:]), 2, 0)
-    out = jax.lax.map(jax.checkpoint(lambda s: score(*s)), (split(hidden), split(ids)))
-    out = {name: jnp.moveaxis(x, 0, 2).reshape(B, G, slices * width) for name, x in out.items()}
-  mask = token_mask(prompts, length_BxG, T)
-  return {f'{name}_BxGxT': jnp.where(mask, x[:, :, :T], 0.0) for name, x in out.items()}
+  def sliced(score, hidden, ids, mask):
+    B, G, T = ids.shape
+    slices = -(-T // max(1, chunk // (B * G)))
+    width = -(-T // slices)  # of equal slices, so that least is padded
+    pad = slices * width - T
+    hidden = jnp.pad(hidden, ((0, 0), (0, 0), (0, pad), (0, 0)))
+    ids = jnp.pad(ids, ((0, 0), (0, 0), (0, pad)))
+    if slices == 1:
+      out = score(hidden, ids)  # few enough tokens to keep their logits for the backward pass
+    else:
+      split = lambda x: jnp.moveaxis(x.reshape(B, G, slices, width, *x.shape[3:]), 2, 0)
+      out = jax.lax.map(jax.checkpoint(lambda s: score(*s)), (split(hidden), split(ids)))
+      out = {name: jnp.moveaxis(x, 0, 2).reshape(B, G, slices * width) for name, x in out.items()}
+    return {f'{name}_BxGxT': jnp.where(mask, x[:, :, :T], 0.0) for name, x in out.items()}
+
+  return {
+    name: sliced(
+      functools.partial(scores, statistics[name]), hidden[name], ids, token_mask(prompts, length, ids.shape[2])
+    )
+    for name, (prompts, ids, length) in batches.items()
+  }
+
+
+def group_outputs(
+  policy: Policy, params, *rows, statistics: Sequence[str] = (), chunk: int = CHUNK
+) -> dict[str, Array]:
+  """`outputs` of one batch: rows are prompts, ids_BxGxT, length_BxG."""
+  return outputs(policy, params, {'': rows}, {'': statistics}, chunk=chunk)['']
 
 
 def group_logps(policy: Policy, params, prompts: Prompts, ids_BxGxT, length_BxG, *, chunk: int = CHUNK) -> Array:
-  """logps_BxGxT of `group_outputs`."""
+  """logps_BxGxT of `outputs`, of one batch."""
   return group_outputs(policy, params, prompts, ids_BxGxT, length_BxG, chunk=chunk)['logps_BxGxT']

@@ -150,8 +150,8 @@ class Policy(NamedTuple):
 
   init    (key) -> params
   rows    (params, ids_NxL, length_N) -> hidden_NxLxD, left-aligned rows
-  group   (params, prompts, ids_BxGxT, length_BxG) -> hidden_BxGxTxD: states that predict the completion's tokens;
-          with an empty prompt the state of the first token means nothing
+  groups  (params, [(prompts, ids_BxGxT, length_BxG), ...]) -> [hidden_BxGxTxD, ...]: states that predict completions'
+          tokens, of several batches in one pass; with an empty prompt the state of the first token means nothing
   head    (params, hidden_...xD) -> logits_...xV, float32; call it on chunks only
   prefill (params, prompts) -> (hidden_BxD of the last prompt token, prompt cache); B leads every array of the cache
   unstack (params) -> what decode, and head too, take as params in a loop: layers apart, in the dtype of the products
@@ -163,7 +163,7 @@ class Policy(NamedTuple):
 
   init: Callable[[Key], Params]
   rows: Callable[..., Array]
-  group: Callable[..., Array]
+  groups: Callable[..., list[Array]]
   head: Callable[..., Array]
   prefill: Callable[..., Any]
   unstack: Callable[[Params], Any]

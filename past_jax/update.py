@@ -1,5 +1,6 @@
 """The update: losses of several terms added up in one gradient, one optimizer step, one program."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -9,7 +10,8 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 from optax.contrib import muon as optax_muon
 
-from past_jax.logps import CHUNK, group_outputs, token_mask
+from past_jax import logps as logps_lib
+from past_jax.logps import CHUNK, token_mask
 from past_jax.lora import STACKED
 from past_jax.mesh import BATCH, constrain, path_string
 from past_jax.types import Loss, Policy, TrainState, Update
@@ -123,18 +125,17 @@ def add(a, b):
   return jax.tree.map(jnp.add, a, b)
 
 
-def forward(score: Callable, trained, rows, micro: int):
+def forward(score: Callable, trained, rows, parts: int):
   """(score(trained, rows), pull): pull(cotangent, grads) is `grads` plus the gradient of what is trained.
 
-  With more than `micro` rows (0: any) they are computed `micro` at a time, and once more in `pull`: activations of one
-  micro-batch exist at a time, whatever function of all outputs the cotangent comes from.
+  In more than one part, rows are computed part by part, and once more in `pull`: activations of one micro-batch exist
+  at a time, whatever function of all outputs the cotangent comes from.
   """
-  B = jax.tree.leaves(rows)[0].shape[0]
-  if not micro or micro >= B:
+  if parts == 1:
     outputs, transposed = jax.vjp(lambda trained: score(trained, rows), trained)
     return outputs, lambda cotangent, grads: add(grads, *transposed(cotangent))
-  parts = split(rows, B // micro)
-  outputs = join(jax.lax.map(lambda part: score(trained, part), parts))
+  rows = split(rows, parts)
+  outputs = join(jax.lax.map(lambda part: score(trained, part), rows))
 
   def pull(cotangent, grads):
     def one(grads, part):
@@ -142,7 +143,7 @@ def forward(score: Callable, trained, rows, micro: int):
       _, transposed = jax.vjp(lambda trained: score(trained, rows), trained)
       return add(grads, *transposed(cotangent)), None
 
-    return jax.lax.scan(one, grads, (parts, split(cotangent, B // micro)))[0]
+    return jax.lax.scan(one, grads, (rows, split(cotangent, parts)))[0]
 
   return outputs, pull
 
@@ -174,6 +175,8 @@ def gradient(
     chunk: tokens whose logits exist at once.
   """
 
+  statistics = {term: loss.statistics for term, (_, loss) in losses.items()}
+
   def init(params) -> TrainState:
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
@@ -192,16 +195,21 @@ def gradient(
 
   def step(state: TrainState, weights, batches) -> tuple[TrainState, dict]:
     # What a loss needs of the frozen roles it gets through the batch.
-    outputs, pulls = {}, {}
-    for term, (_, loss) in losses.items():
-      options = dict(statistics=loss.statistics, chunk=chunk)
-      score = lambda trained, rows, options=options: group_outputs(policy, whole(weights, trained), *rows, **options)
-      rows = (batches[term].prompts, batches[term].ids_BxGxT, batches[term].length_BxG)
-      outputs[term], pulls[term] = forward(score, state.params, rows, micro)
+    together = defaultdict(dict)  # terms of as many micro-batches go through the model together
+    for term in losses:
+      batch = batches[term]
+      B = len(batch.length_BxG)
+      together[B // micro if 0 < micro < B else 1][term] = batch.prompts, batch.ids_BxGxT, batch.length_BxG
+    score = lambda trained, rows: logps_lib.outputs(policy, whole(weights, trained), rows, statistics, chunk=chunk)
+    outputs, pulls = {}, []
+    for parts, rows in together.items():
+      out, pull = forward(score, state.params, rows, parts)
+      outputs |= out
+      pulls.append((pull, list(rows)))
     (loss, metrics), cotangents = jax.value_and_grad(objective, has_aux=True)(outputs, batches)
     grads = jax.tree.map(jnp.zeros_like, state.params)
-    for term in losses:
-      grads = pulls[term](cotangents[term], grads)
+    for pull, terms in pulls:
+      grads = pull({term: cotangents[term] for term in terms}, grads)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 

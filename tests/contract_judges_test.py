@@ -40,7 +40,8 @@ def history_policy(traces=None) -> Policy:
   def no_part(*args):
     raise AssertionError('judges score groups only')
 
-  return Policy(no_part, no_part, group, lambda params, hidden: hidden @ params, *[no_part] * 4)
+  groups = lambda params, batches: [group(params, *batch) for batch in batches]
+  return Policy(no_part, no_part, groups, lambda params, hidden: hidden @ params, *[no_part] * 4)
 
 
 TABLE_VxV = np.asarray(jax.random.normal(jax.random.key(7), (V, V)), np.float32) * 0.5

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from past_jax import mesh as mesh_lib
-from past_jax.logps import group_logps, token_mask
+from past_jax.logps import group_logps, outputs, token_mask
 from past_jax.models import RULES
+from past_jax.models.config import TINY
+from past_jax.models.transformer import transformer
 from past_jax.sampler import sample
 from past_jax.types import Prompts
 
@@ -38,6 +40,45 @@ def test_a_group_scores_as_its_rows_alone(policy, params, ragged, chunk):
   prompts, ids, length = ragged
   score = jax.jit(lambda *args: group_logps(policy, *args, chunk=chunk))
   np.testing.assert_allclose(score(params, *ragged), alone(policy, params, prompts, ids, length), atol=1e-5)
+
+
+def several(ragged):
+  """Batches of other shapes: 8 groups of 3, 4 texts, 8 groups of 2 without prompts."""
+  prompts, ids, length = ragged
+  texts = Prompts(prompts.ids_BxP[:4, -1:], np.minimum(prompts.length_B[:4], 1))
+  return {
+    'group': ragged,
+    'text': (texts, ids[4:, :1], length[4:, :1]),
+    'bare': (Prompts(prompts.ids_BxP[:, :0], np.zeros(8, np.int32)), ids[:, :2, :4], np.minimum(length[:, :2], 4)),
+  }
+
+
+def test_batches_of_several_shapes_in_one_pass_score_as_rows_alone(policy, params, ragged):
+  batches = several(ragged)
+  found = jax.jit(lambda params: outputs(policy, params, batches, dict.fromkeys(batches, ()), chunk=48))(params)
+  for name, rows in batches.items():
+    np.testing.assert_allclose(found[name]['logps_BxGxT'], alone(policy, params, *rows), atol=1e-5)
+
+
+@pytest.mark.parametrize('pallas', [False, True])
+def test_a_pass_of_several_batches_on_a_mesh_is_a_pass_of_each_alone(params, ragged, pallas):
+  """With its gradients."""
+  batches, policy = several(ragged), transformer(TINY, remat='layer', pallas=pallas)
+  mesh = mesh_lib.make({'data': 2, 'fsdp': 2, 'tensor': 1})
+
+  def together(params):
+    out = outputs(policy, params, batches, dict.fromkeys(batches, ()))
+    return sum(x['logps_BxGxT'].sum() for x in out.values())
+
+  apart = lambda params: sum(group_logps(transformer(TINY), params, *rows).sum() for rows in batches.values())
+  total, grads = jax.jit(jax.value_and_grad(apart))(params)
+  with jax.set_mesh(mesh):
+    placed = jax.device_put(params, mesh_lib.shardings(mesh, params, RULES))
+    batches = mesh_lib.put_batch(mesh, batches)
+    total_, grads_ = jax.jit(jax.value_and_grad(together))(placed)
+  np.testing.assert_allclose(total_, total, rtol=1e-6)
+  scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale), grads_, grads)
 
 
 def test_padding_and_batch_mates_do_not_matter(policy, params, ragged):

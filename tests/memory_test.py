@@ -106,7 +106,7 @@ def test_the_walk_finds_logits_of_all_tokens(policy):
   b = batch_of()
 
   def naive(params):
-    logits = policy.head(params, policy.group(params, b.prompts, b.ids_BxGxT, b.length_BxG))
+    logits = policy.head(params, policy.groups(params, [(b.prompts, b.ids_BxGxT, b.length_BxG)])[0])
     return jnp.take_along_axis(jax.nn.log_softmax(logits), b.ids_BxGxT[..., None], axis=-1).sum()
 
   once = lambda program: lambda params: jax.lax.map(lambda i: program(params) * i, jnp.ones(1))

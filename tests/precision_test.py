@@ -33,7 +33,7 @@ def head_only(dtype, vocab=32_000, width=64):
   params['embed']['embedding'] = rng.normal(size=(vocab, width)).astype(np.float32) * 0.4
   hidden = rng.normal(size=(1, 1, T, width)).astype(np.float32)
   ids = rng.integers(0, vocab, (1, 1, T)).astype(np.int32)
-  return policy._replace(group=lambda *_: jnp.asarray(hidden, dtype)), params, hidden[0, 0], ids
+  return policy._replace(groups=lambda *_: [jnp.asarray(hidden, dtype)]), params, hidden[0, 0], ids
 
 
 def reference(hidden_TxD, table_VxD, ids_T):

@@ -22,7 +22,7 @@ def last_token_policy() -> Policy:
   return Policy(
     init=None,
     rows=None,
-    group=group,
+    groups=lambda params, batches: [group(params, *batch) for batch in batches],
     head=lambda params, hidden: hidden @ params,
     prefill=lambda params, prompts: (one_hot(prompts.ids_BxP[:, -1]), jnp.zeros((len(prompts.length_B), 1))),
     unstack=lambda params: params,

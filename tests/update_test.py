@@ -86,7 +86,8 @@ def bag_of_words():
   rng = np.random.default_rng(0)
   params = {'embed': rng.normal(size=(256, 6)).astype(np.float32), 'mix': rng.normal(size=(6, 6)).astype(np.float32)}
   head = lambda params, hidden: hidden @ params['embed'].T
-  return Policy(None, None, group, head, *[None] * 4), params
+  groups = lambda params, batches: [group(params, *batch) for batch in batches]
+  return Policy(None, None, groups, head, *[None] * 4), params
 
 
 def made(policy, terms=LOSSES, **options):
@@ -204,7 +205,7 @@ def test_statistics_are_those_of_the_distribution(ragged, chunk):
   read = lambda params: logps.group_outputs(BAG, params, *ragged, statistics=names, chunk=chunk)
   found = jax.device_get(jax.jit(read)(WORDS))
   assert sorted(found) == ['entropy_BxGxT', 'log_sum_sq_BxGxT', 'logps_BxGxT']
-  logits = np.asarray(BAG.head(WORDS, BAG.group(WORDS, *ragged)), np.float64)
+  logits = np.asarray(BAG.head(WORDS, BAG.groups(WORDS, [ragged])[0]), np.float64)
   for b, g, t in np.ndindex(ids.shape):
     p = np.exp(logits[b, g, t] - logits[b, g, t].max())
     p /= p.sum()
@@ -215,7 +216,7 @@ def test_statistics_are_those_of_the_distribution(ragged, chunk):
   mask = logps.token_mask(prompts, length, ids.shape[2])
 
   def naive(params):
-    logp = jax.nn.log_softmax(BAG.head(params, BAG.group(params, *ragged)))
+    logp = jax.nn.log_softmax(BAG.head(params, BAG.groups(params, [ragged])[0]))
     entropy, squares = -(jnp.exp(logp) * logp).sum(-1), jnp.log(jnp.exp(2 * logp).sum(-1))
     return jnp.where(mask, entropy + 0.3 * squares, 0).sum()
 

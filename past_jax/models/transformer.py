@@ -10,10 +10,17 @@ prompt + completion would compute alone, with the prompt computed once. A plain 
 
 A token's *slot* is its place in its own prompt + completion, counted from the prompt's left pad. Prompts end at slot P
 whatever their length, so causality and windows depend on slots alone and one mask serves ragged prompts.
+
+Batches of trees of several shapes go through the layers together: all but attention looks at tokens alone, so a layer's
+kernels are read, and on a mesh gathered, once for all of them, and so are their gradients. Tokens are kept as [W, N],
+where W divides every batch: row w has the w-th part of each, one behind the other. A single batch is W trees.
 """
 
+import dataclasses
 import functools
+import math
 import operator
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -54,6 +61,38 @@ ACTIVATIONS = {
   'gelu': functools.partial(nn.gelu, approximate=False),
   'gelu_tanh': functools.partial(nn.gelu, approximate=True),
 }
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=['positions_BxS', 'valid_BxP'], meta_fields=['G', 'T'])
+@dataclasses.dataclass(frozen=True)
+class Trees:
+  """A batch of trees of one shape."""
+
+  positions_BxS: jax.Array
+  valid_BxP: jax.Array  # bool: which prompt tokens are real
+  G: int
+  T: int
+
+  @property
+  def slots_T(self):
+    """Of a completion's tokens."""
+    return self.valid_BxP.shape[1] + jnp.arange(self.T)
+
+
+def pack(arrays: Sequence[jax.Array]):
+  """Arrays [B, S, ...] of several batches as one, [W, N, ...]."""
+  W = math.gcd(*(len(x) for x in arrays))
+  return jnp.concatenate([x.reshape(W, -1, *x.shape[2:]) for x in arrays], axis=1)
+
+
+def unpack(x_WxN, like: Sequence[jax.Array]):
+  """The inverse of `pack`, for batches of [B, S] as those of `like`."""
+  out, start, W = [], 0, len(x_WxN)
+  for B, S in (x.shape[:2] for x in like):
+    end = start + B // W * S
+    out.append(x_WxN[:, start:end].reshape(B, S, *x_WxN.shape[2:]))
+    start = end
+  return out
 
 
 def rotations(kinds: tuple[Kind, ...], positions_BxS):
@@ -177,7 +216,7 @@ class Linear(nn.Module):
 
 
 class Block(nn.Module):
-  """One layer. `carry` is x_BxSxD, or when decoding (x_BxGxD, k_BxGxKxDxT, v_BxGxKxTxD): the completions' own cache."""
+  """One layer. `carry` is x_WxNxD, or when decoding (x_BxGxD, k_BxGxKxDxT, v_BxGxKxTxD): the completions' own cache."""
 
   config: ModelConfig
   dtype: jnp.dtype
@@ -205,15 +244,10 @@ class Block(nn.Module):
       )
       out = decode_attention(q, layer['prompt'], own, *shared['masks'][layer['kind']], score)
     else:
-      tree, options = (q, k, v, shared['valid_BxP']), dict(scale=c.scale, cap=c.attention_cap)
-      if mesh_lib.platform() == 'tpu' if self.pallas is None else self.pallas:
-        from past_jax.models import splash  # Pallas takes a second to import
-
-        options |= dict(windows=[kind.window for kind in c.kinds], pattern=c.pattern)
-        out = splash.tree_attention(*tree, len(shared['slots_Q']), layer['kind'], **options)
-      else:
-        window = of_kind(shared['windows']) if shared['windows'] is not None else None
-        out = tree_attention(*tree, shared['slots_Q'], window, **options)
+      attend = functools.partial(self.attend, kind=layer['kind'], of_kind=of_kind, windows=shared['windows'])
+      trees = shared['trees']
+      unpacked = zip(trees, *(unpack(x, [t.positions_BxS for t in trees]) for x in (q, k, v)))
+      out = pack([attend(*one) for one in unpacked])
 
     post = norm if c.post_norms else lambda name: lambda x: x
     attended = post('attention_post_norm')(linear('o', c.width, summed=2)(out))
@@ -225,8 +259,17 @@ class Block(nn.Module):
     x = mesh_lib.constrain(x, mesh_lib.BATCH)
     if decoding:
       return x, *own
-    prompt = lambda x: x[:, : shared['valid_BxP'].shape[1]]
-    return x, {'k': prompt(k), 'v': prompt(v)} if shared['keep'] is not None else None
+    return x, {'k': k, 'v': v} if shared['keep'] is not None else None
+
+  def attend(self, trees: Trees, q_BxSxHxD, k_BxSxKxD, v_BxSxKxD, *, kind, of_kind, windows):
+    c = self.config
+    tree, options = (q_BxSxHxD, k_BxSxKxD, v_BxSxKxD, trees.valid_BxP), dict(scale=c.scale, cap=c.attention_cap)
+    if mesh_lib.platform() == 'tpu' if self.pallas is None else self.pallas:
+      from past_jax.models import splash  # Pallas takes a second to import
+
+      options |= dict(windows=[kind.window for kind in c.kinds], pattern=c.pattern)
+      return splash.tree_attention(*tree, trees.T, kind, **options)
+    return tree_attention(*tree, trees.slots_T, of_kind(windows) if windows is not None else None, **options)
 
 
 class Transformer(nn.Module):
@@ -269,22 +312,19 @@ class Transformer(nn.Module):
       x += rows(self.positions.embedding, positions)
     return mesh_lib.constrain(x, mesh_lib.BATCH)
 
-  def shared(self, positions_BxS, valid_BxP, slots_Q):
-    """What all layers read. A window of 0 is none; where no kind has one, nothing is masked for it."""
+  def trunk(self, ids: Sequence[jax.Array], trees: Sequence[Trees], keep=None):
+    """Hidden states [B, S, D] of each batch; with `keep` also keys and values of all layers, of a single batch."""
     kinds = self.config.kinds
-    return {
-      'rotations': rotations(kinds, positions_BxS),
+    positions_WxN = pack([t.positions_BxS for t in trees])
+    shared = {  # what all layers read. A window of 0 is none; where no kind has one, nothing is masked for it
+      'rotations': rotations(kinds, positions_WxN),
       'windows': jnp.array([k.window or EVERYTHING for k in kinds]) if any(k.window for k in kinds) else None,
-      'valid_BxP': valid_BxP,
-      'slots_Q': slots_Q,
+      'trees': tuple(trees),
+      'keep': keep,
     }
-
-  def trunk(self, ids_BxS, positions_BxS, valid_BxP, T, keep=None):
-    x = self.lookup(ids_BxS, positions_BxS)
-    slots_Q = valid_BxP.shape[1] + jnp.arange(T)
-    shared = self.shared(positions_BxS, valid_BxP, slots_Q) | {'keep': keep}
+    x = self.lookup(pack(ids), positions_WxN)
     x, kv = self.layers(x, {'kind': jnp.array(self.config.pattern)}, shared)
-    return self.final_norm(x), kv
+    return unpack(self.final_norm(x), ids), kv
 
   def logits(self, hidden):
     # Each device has all tokens of its data shard, of one part of the vocabulary: hidden states are gathered, which are
@@ -298,7 +338,7 @@ class Transformer(nn.Module):
     return capped(mesh_lib.constrain(logits, 'data', *[None] * (logits.ndim - 2), VOCAB), self.config.logit_cap)
 
   def everything(self, ids):  # touches every parameter, for init
-    hidden, _ = self.trunk(ids, ids, jnp.ones((1, 0), bool), ids.shape[1])
+    (hidden,), _ = self.trunk([ids], [row_trees(ids)])
     return self.logits(hidden)
 
 
@@ -307,6 +347,12 @@ def prompt_layout(prompts: Prompts):
   P = prompts.ids_BxP.shape[1]
   offset_BxP = jnp.arange(P)[None] - (P - prompts.length_B)[:, None]
   return jnp.maximum(offset_BxP, 0), offset_BxP >= 0
+
+
+def row_trees(ids_NxL) -> Trees:
+  """Plain rows: no prompt, one completion."""
+  N, L = ids_NxL.shape
+  return Trees(jnp.broadcast_to(jnp.arange(L)[None], (N, L)), jnp.ones((N, 0), bool), 1, L)
 
 
 def transformer(config: ModelConfig, *, dtype='float32', remat: str = 'none', pallas: bool | None = None) -> Policy:
@@ -326,24 +372,29 @@ def transformer(config: ModelConfig, *, dtype='float32', remat: str = 'none', pa
 
   def rows(params, ids_NxL, length_N):
     del length_N  # left-aligned and causal: what comes after a row's end changes nothing before it
-    N, L = ids_NxL.shape
-    positions = jnp.broadcast_to(jnp.arange(L)[None], (N, L))
-    return apply(params, ids_NxL, positions, jnp.ones((N, 0), bool), L, method='trunk')[0]
+    return apply(params, [ids_NxL], [row_trees(ids_NxL)], method='trunk')[0][0]
 
-  def group(params, prompts, ids_BxGxT, length_BxG):
-    del length_BxG
+  def tree(prompts, ids_BxGxT):
+    """Ids [B, S] of a batch, and its layout."""
     B, G, T = ids_BxGxT.shape
-    P = prompts.ids_BxP.shape[1]
     positions_BxP, valid_BxP = prompt_layout(prompts)
     own = prompts.length_B[:, None, None] + jnp.arange(T)[None, None]
     own = jnp.broadcast_to(own, (B, G, T)).reshape(B, G * T)
-    ids = jnp.concatenate([prompts.ids_BxP, ids_BxGxT.reshape(B, G * T)], axis=1)
-    positions = jnp.concatenate([positions_BxP, own], axis=1)
-    hidden, _ = apply(params, ids, positions, valid_BxP, T, method='trunk')
-    completion = hidden[:, P:].reshape(B, G, T, -1)
-    last = hidden[:, P - 1 : P] if P else jnp.zeros_like(hidden[:, :1])
-    last = jnp.broadcast_to(last[:, None], (B, G, 1, hidden.shape[-1]))
-    return jnp.concatenate([last, completion[:, :, :-1]], axis=2)
+    ids_BxS = jnp.concatenate([prompts.ids_BxP, ids_BxGxT.reshape(B, G * T)], axis=1)
+    return ids_BxS, Trees(jnp.concatenate([positions_BxP, own], axis=1), valid_BxP, G, T)
+
+  def groups(params, batches):
+    def before(hidden_BxSxD, batch):
+      """The states that predict the completions' tokens: each the one before its token."""
+      (B, G, T), P = batch[1].shape, batch[0].ids_BxP.shape[1]
+      completion = hidden_BxSxD[:, P:].reshape(B, G, T, -1)
+      last = hidden_BxSxD[:, P - 1 : P] if P else jnp.zeros_like(hidden_BxSxD[:, :1])
+      last = jnp.broadcast_to(last[:, None], (B, G, 1, hidden_BxSxD.shape[-1]))
+      return jnp.concatenate([last, completion[:, :, :-1]], axis=2)
+
+    ids, trees = zip(*(tree(prompts, ids) for prompts, ids, _ in batches))
+    hidden, _ = apply(params, ids, trees, method='trunk')
+    return [before(*one) for one in zip(hidden, batches)]
 
   def head(params, hidden):
     return apply(params, hidden, method='logits')
@@ -356,8 +407,8 @@ def transformer(config: ModelConfig, *, dtype='float32', remat: str = 'none', pa
     return params | {'head': params['head'] | {'kernel': kernel}}
 
   def prefill(params, prompts):
-    positions, valid = prompt_layout(prompts)
-    hidden, kv = apply(params, prompts.ids_BxP, positions, valid, 0, keep=jnp.zeros(()), method='trunk')
+    trees = Trees(*prompt_layout(prompts), 0, 0)
+    (hidden,), kv = apply(params, [prompts.ids_BxP], [trees], keep=jnp.zeros(()), method='trunk')
     by_layer = zip(jnp.moveaxis(kv['k'], 2, 4), jnp.moveaxis(kv['v'], 2, 3))  # as decode_attention reads them
     return hidden[:, -1], {'layers': tuple(by_layer), 'length_B': prompts.length_B}
 
@@ -404,4 +455,4 @@ def transformer(config: ModelConfig, *, dtype='float32', remat: str = 'none', pa
     hidden = apply(params, x, method=lambda model, x: model.final_norm(x))
     return hidden, cache | {'layers': tuple(layers), 'step': cache['step'] + 1}
 
-  return Policy(init, rows, group, head, prefill, unstack, start, decode, unembed)
+  return Policy(init, rows, groups, head, prefill, unstack, start, decode, unembed)
