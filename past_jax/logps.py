@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from past_jax.mesh import split_over
+from past_jax import mesh as mesh_lib
 from past_jax.types import Array, Policy, Prompts
 
 Rows = tuple[Prompts, Array, Array]  # prompts, ids_BxGxT, length_BxG
 
-CHUNK = 1024  # tokens whose logits exist at once
+CHUNK = 1024  # tokens of a device whose logits exist at once
 STATISTICS = {  # of the distribution of a token, from its log-probs logp_...xV
   'log_sum_sq': lambda logp: jax.nn.logsumexp(2 * logp, axis=-1),  # log sum_v p(v)^2
   'top': lambda logp: logp.max(-1),  # nats: the log-prob of the likeliest token
@@ -27,7 +27,7 @@ def token_mask(prompts: Prompts, length_BxG, T: int):
 
 def pick(logits, ids):
   """logits[..., ids]. Where the vocabulary is split over devices, without gathering it."""
-  if not split_over('fsdp', 'tensor'):
+  if not mesh_lib.split_over('fsdp', 'tensor'):
     return jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
   vocab = jnp.arange(logits.shape[-1]).reshape((1,) * ids.ndim + (-1,))
   return jnp.where(vocab == ids[..., None], logits, 0.0).sum(axis=-1)
@@ -45,8 +45,8 @@ def outputs(
 
   All are float32, and 0 where `token_mask` is False. They are exactly what scoring each prompt + completion alone would
   give, with the prompt computed once, and all batches in one pass through the layers. The head runs on completion
-  positions only, in slices of T of about `chunk` tokens, recomputed in the backward pass, so that no array holds the
-  vocabulary for all tokens of a batch. A batch of at most `chunk` tokens is one slice, which is kept.
+  positions only, in slices of T of about `chunk` tokens per device, recomputed in the backward pass, so that no array
+  holds the vocabulary for all tokens of a batch. A batch of at most so many tokens is one slice, which is kept.
 
   Args:
     statistics: for each batch names in `STATISTICS`, computed from the same logits.
@@ -62,7 +62,7 @@ def outputs(
 
   def sliced(score, hidden, ids, mask):
     B, G, T = ids.shape
-    slices = -(-T // max(1, chunk // (B * G)))
+    slices = -(-T // max(1, chunk * mesh_lib.devices() // (B * G)))  # logits are spread over all devices
     width = -(-T // slices)  # of equal slices, so that least is padded
     pad = slices * width - T
     hidden = jnp.pad(hidden, ((0, 0), (0, 0), (0, pad), (0, 0)))

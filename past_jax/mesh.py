@@ -44,6 +44,11 @@ def path_string(path) -> str:
   return '/'.join(str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path)
 
 
+def rule(rules: Rules, name: str) -> tuple | None:
+  """Mesh axes of the array of this path; None: no rule matches it."""
+  return next((axes for pattern, axes in rules if re.search(pattern, name)), None)
+
+
 def shardings(mesh: Mesh, tree, rules: Rules):
   """`NamedSharding`s for a tree of arrays or shapes. Scalars are replicated.
 
@@ -55,7 +60,7 @@ def shardings(mesh: Mesh, tree, rules: Rules):
     name = path_string(path)
     if leaf.ndim == 0:
       return NamedSharding(mesh, PartitionSpec())
-    spec = next((axes for pattern, axes in rules if re.search(pattern, name)), None)
+    spec = rule(rules, name)
     if name.startswith(OPTIMIZER) and (spec is None or leaf.ndim < len(spec)):
       spec = ()
     if spec is None:
@@ -154,6 +159,12 @@ def platform() -> str:
   return described.platform if described else jax.default_backend()
 
 
+def devices() -> int:
+  """Of the mesh under `jax.set_mesh(mesh)`; 1 without one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else mesh.size
+
+
 def split_over(*axes: str) -> bool:
   """Whether any of the axes has more than one device, under `jax.set_mesh(mesh)`."""
   shape = jax.sharding.get_abstract_mesh().shape
@@ -165,6 +176,11 @@ def constrain(x, *axes):
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def exchange(x, kept: tuple, wanted: tuple):
+  """From one layout to another, and its gradient back again: that of a constraint would stay in the other."""
+  return constrain(constrain(x, *kept), *wanted)
 
 
 def per_shard(function):

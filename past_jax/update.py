@@ -172,7 +172,7 @@ def gradient(
 
   Args:
     micro: prompts of a term whose activations exist at once; 0: all. A term's batch has a multiple, or no more.
-    chunk: tokens whose logits exist at once.
+    chunk: tokens of a device whose logits exist at once.
   """
 
   statistics = {term: loss.statistics for term, (_, loss) in losses.items()}

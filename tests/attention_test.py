@@ -61,7 +61,9 @@ def test_products_and_scales_have_the_gradients_that_jax_derives():
   x, w = jax.random.normal(keys[0], (2, 5, 3, 4)), jax.random.normal(keys[1], (3, 4, 2, 6))
   einsum = lambda x, w: jnp.einsum('abij,ijkl->abkl', x, w, precision='highest')
   dy = jax.random.normal(keys[2], (2, 5, 2, 6))
-  for got, want in zip(jax.vjp(lambda x, w: matmul(2, jnp.float32, x, w), x, w)[1](dy), jax.vjp(einsum, x, w)[1](dy)):
+  for got, want in zip(
+    jax.vjp(lambda x, w: matmul(2, jnp.float32, (), x, w), x, w)[1](dy), jax.vjp(einsum, x, w)[1](dy)
+  ):
     np.testing.assert_allclose(got, want, atol=1e-5)
   scale, dx = jax.random.normal(keys[3], (4,)), jax.random.normal(keys[2], x.shape)
   for got, want in zip(

@@ -179,7 +179,7 @@ def lowered(layers, unrolled, pallas, monkeypatch):
   B, P, G, T = 1, 256, 2, 128
   with monkeypatch.context() as patch:
     if unrolled:
-      patch.setitem(REMAT, 'layer', functools.partial(nn.remat, prevent_cse=True))
+      patch.setitem(REMAT, 'layer', functools.partial(REMAT['layer'], prevent_cse=True))
       patch.setattr(nn, 'scan', functools.partial(nn.scan, unroll=layers))
     policy = transformer(scratch(layers, 256), dtype='bfloat16', remat='layer', pallas=pallas)
     params = jax.eval_shape(policy.init, jax.random.key(0))

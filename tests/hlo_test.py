@@ -66,7 +66,7 @@ def test_four_layers_scanned_cost_what_they_cost_unrolled(monkeypatch):
     return hlo.total(hlo.costs(program.as_text())).flops, program.cost_analysis()['flops']
 
   scanned, of_one_layer = counted()
-  monkeypatch.setitem(REMAT, 'layer', functools.partial(nn.remat, prevent_cse=True))
+  monkeypatch.setitem(REMAT, 'layer', functools.partial(REMAT['layer'], prevent_cse=True))
   monkeypatch.setattr(nn, 'scan', functools.partial(nn.scan, unroll=4))
   unrolled, _ = counted()
   assert scanned == pytest.approx(unrolled, rel=0.02)
@@ -213,6 +213,18 @@ def test_slices_are_read_and_written_in_part():
   layers, size = 16, 4096
   bytes_ = count(scanned, array(layers, size), array(size)).bytes
   assert bytes_ < 10 * 4 * layers * size  # whole arrays in every step would be 2 * 16 times as much
+
+
+def test_a_slice_that_is_fetched_into_vmem_is_read_once():
+  text = """HloModule m, num_partitions=1
+
+ENTRY %main (a: f32[4,1024,128]) -> f32[1,1024,128] {
+  %a = f32[4,1024,128]{2,1,0:T(8,128)} parameter(0)
+  %start = ((f32[4,1024,128]{2,1,0:T(8,128)}), f32[1,1024,128]{2,1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[2:3], [0:1024], [0:128]}
+  ROOT %done = f32[1,1024,128]{2,1,0:T(8,128)S(1)} slice-done(%start)
+}
+"""  # noqa: E501
+  assert hlo.total(hlo.costs(text)).bytes == 4 * 1024 * 128
 
 
 def test_collectives_of_this_machine():

@@ -22,7 +22,9 @@ def read_flags(argv: list[str]):
   values = flags.FlagValues()
   flags.DEFINE_string('config', None, 'FILE.py[:key=value,...]', flag_values=values)
   flags.DEFINE_string('topology', None, 'v5e:4x4, v5p:4x4x4, v6e-8, v4-32, ...', flag_values=values)
-  flags.DEFINE_list('programs', [], 'only those whose name contains one of these words', flag_values=values)
+  flags.DEFINE_list(
+    'programs', [], 'only those of these names, or whose name contains one of these words', flag_values=values
+  )
   flags.DEFINE_bool('json', False, 'one JSON object on stdout instead of tables', flag_values=values)
   flags.DEFINE_string('hlo', '', 'a folder for the optimised HLO of every program', flag_values=values)
   overrides = [a for a in argv if a.startswith(('--config.', '-config.'))]
@@ -53,7 +55,9 @@ def run(argv: list[str]) -> int:
   study.refuse(checks.check(config, slice_.size))
   programs = aot.programs(config, slice_)
   names = [program.name for program in programs]
-  chosen = [p for p in programs if not values.programs or any(word in p.name for word in values.programs)]
+  named = lambda word: [name for name in names if name == word] or [name for name in names if word in name]
+  wanted = {name for word in values.programs for name in named(word)}
+  chosen = [program for program in programs if not values.programs or program.name in wanted]
   if not chosen:
     raise UserError(f'--programs={",".join(values.programs)}: the programs of this config are {", ".join(names)}.')
   print(f'{config.model.spec} on {slice_}: {", ".join(p.name for p in chosen)}', file=sys.stderr)

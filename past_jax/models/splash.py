@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as mask_lib
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as info_lib
@@ -189,6 +190,7 @@ def _attend(setting, which, q, k, v, segment, residuals):
 
 def _forward(setting, which, q, k, v, segment):
   out, (normaliser,) = _attend(setting, which, q, k, v, segment, True)
+  out, normaliser = checkpoint_name((out, normaliser), 'attended')
   return out, (which, q, k, v, segment, out, normaliser)
 
 

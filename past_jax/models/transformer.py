@@ -47,13 +47,14 @@ RULES = (  # parameter path -> mesh axes, leading axis of `layers/` is the layer
   ('(gate|up)/bias$', (None, 'tensor')),
   ('(scale|bias|lora_a|lora_b)$', ()),
 )
-# What a layer keeps for the backward pass: all, its products with kernels, or its input. The rest is computed again.
+# What a layer keeps for the backward pass: all, its products with kernels, or its input; of both of these also what
+# attention's kernel gives (splash.py). The rest is computed again.
 REMAT = {
   'none': lambda block: block,
-  'dots': functools.partial(
-    nn.remat, prevent_cse=False, policy=jax.checkpoint_policies.save_only_these_names('product')
-  ),
-  'layer': functools.partial(nn.remat, prevent_cse=False),
+  **{
+    name: functools.partial(nn.remat, prevent_cse=False, policy=jax.checkpoint_policies.save_only_these_names(*names))
+    for name, names in {'dots': ('product', 'attended'), 'layer': ('attended',)}.items()
+  },
 }
 INPUT_AXES = {'o': 2}  # of a linear layer's kernel, behind the axis of layers: those that a product sums over; else 1
 ACTIVATIONS = {
@@ -117,25 +118,28 @@ def rotate(x, rotation):
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1).astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def matmul(n, result, x, w):
-  """Sum over the last n axes of x and the first n of w."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def matmul(n, result, placed, x, w):
+  """Sum over the last n axes of x and the first n of w, whose gradient is `placed` on these axes of the mesh."""
   axes = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())
   return jax.lax.dot_general(x, w, axes, exact(x.dtype), result)
 
 
-def _matmul_forward(n, result, x, w):
-  return matmul(n, result, x, w), (x, w)
+def _matmul_forward(n, result, placed, x, w):
+  return matmul(n, result, placed, x, w), (x, w)
 
 
-def _matmul_backward(n, result, kept, dy):
-  """As JAX would, but with dw = x^T dy in the layout of w: XLA's CPU backend is 2.5 times slower on its transpose."""
+def _matmul_backward(n, result, placed, kept, dy):
+  """As JAX would, but with dw = x^T dy in the layout of w: XLA's CPU backend is 2.5 times slower on its transpose.
+
+  And placed at once: XLA would add up whole gradients on all devices, and then cut them.
+  """
   x, w = kept
   dy, rows, O = dy.astype(x.dtype), tuple(range(x.ndim - n)), w.ndim - n
   summed = (tuple(range(dy.ndim - O, dy.ndim)), tuple(range(n, w.ndim))), ((), ())
   dx = jax.lax.dot_general(dy, w, summed, exact(x.dtype), x.dtype)
   dw = jax.lax.dot_general(x, dy, ((rows, rows), ((), ())), exact(x.dtype), w.dtype)
-  return dx, dw
+  return dx, mesh_lib.constrain(dw, *placed) if placed else dw
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -196,6 +200,7 @@ class Linear(nn.Module):
   summed: int = 1  # trailing axes of x that the product sums over
   result: jnp.dtype | None = None
   kernel_init: nn.initializers.Initializer | None = None
+  placed: tuple = ()  # mesh axes of the kernel; (): its layout is chosen elsewhere
 
   @nn.compact
   def __call__(self, x):
@@ -203,9 +208,11 @@ class Linear(nn.Module):
     fan = dict(in_axis=range(n), out_axis=range(n, n + O))
     init = self.kernel_init or nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal', **fan)
 
-    times = lambda x, w, n: matmul(n, self.result or self.dtype, x.astype(self.dtype), w.astype(self.dtype))
+    def times(x, w, n, placed=()):
+      return matmul(n, self.result or self.dtype, placed, x.astype(self.dtype), w.astype(self.dtype))
 
-    y = checkpoint_name(times(x, self.param('kernel', init, (*x.shape[-n:], *self.outputs)), n), 'product')
+    kernel = self.param('kernel', init, (*x.shape[-n:], *self.outputs))
+    y = checkpoint_name(times(x, kernel, n, self.placed), 'product')
     if self.has_variable('params', 'lora_a'):
       a, b = (self.get_variable('params', name) for name in ('lora_a', 'lora_b'))
       y += times(times(x, a, n), b, 1)
@@ -227,7 +234,11 @@ class Block(nn.Module):
     c, decoding = self.config, isinstance(carry, tuple)
     x = carry[0] if decoding else carry
     norm = lambda name, kind=c.norm: Norm(kind, c.norm_eps, name=name)
-    linear = lambda name, *outputs, **kw: Linear(outputs, self.dtype, name in c.biased, name=name, **kw)
+
+    def linear(name, *outputs, **options):
+      _, *placed = mesh_lib.rule(RULES, f'{name}/kernel')  # the first axis is that of layers
+      return Linear(outputs, self.dtype, name in c.biased, placed=tuple(placed), name=name, **options)
+
     y = norm('attention_norm')(x)
     q, k = linear('q', c.heads, c.head_dim)(y), linear('k', c.kv_heads, c.head_dim)(y)
     v = linear('v', c.kv_heads, c.head_dim)(y)
@@ -329,7 +340,7 @@ class Transformer(nn.Module):
   def logits(self, hidden):
     # Each device has all tokens of its data shard, of one part of the vocabulary: hidden states are gathered, which are
     # fewer than the table has rows.
-    hidden = mesh_lib.constrain(hidden, 'data')
+    hidden = mesh_lib.exchange(hidden, (mesh_lib.BATCH,), ('data',))
     if self.config.tied:
       table = mesh_lib.constrain(self.embed.embedding, VOCAB, None).astype(self.dtype)
       logits = product('...d,vd->...v', hidden, table)
@@ -400,10 +411,11 @@ def transformer(config: ModelConfig, *, dtype='float32', remat: str = 'none', pa
     return apply(params, hidden, method='logits')
 
   def unembed(params):
+    kept = functools.partial(mesh_lib.rule, RULES)
     if config.tied:
-      table = mesh_lib.constrain(params['embed']['embedding'], VOCAB, None)
+      table = mesh_lib.exchange(params['embed']['embedding'], kept('embed/embedding'), (VOCAB, None))
       return params | {'embed': params['embed'] | {'embedding': table}}
-    kernel = mesh_lib.constrain(params['head']['kernel'], None, VOCAB)
+    kernel = mesh_lib.exchange(params['head']['kernel'], kept('head/kernel'), (None, VOCAB))
     return params | {'head': params['head'] | {'kernel': kernel}}
 
   def prefill(params, prompts):
