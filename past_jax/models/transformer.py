@@ -38,7 +38,18 @@ RULES = (  # parameter path -> mesh axes, leading axis of `layers/` is the layer
   ('down/kernel$', (None, 'tensor', 'fsdp')),
   ('(q|k|v)/bias$', (None, 'tensor', None)),
   ('(gate|up)/bias$', (None, 'tensor')),
-  ('(scale|bias|lora_a|lora_b)$', ()),
+  ('((o|down|norm)/bias|scale|lora_a|lora_b)$', ()),
+)
+# Of one layer while decoding. Each device keeps its part of a kernel, along what the product leaves (q, k, v, gate, up)
+# or sums over (o, down), and activations move: a token's kernels are many times as large.
+DECODE_RULES = (
+  ('(q|k|v)/kernel$', (None, 'tensor', 'fsdp')),
+  ('o/kernel$', ('tensor', 'fsdp')),
+  ('(gate|up)/kernel$', (None, ('tensor', 'fsdp'))),
+  ('down/kernel$', (('tensor', 'fsdp'),)),
+  ('(q|k|v)/bias$', ('tensor', 'fsdp')),
+  ('(gate|up)/bias$', (('tensor', 'fsdp'),)),
+  ('((o|down|norm)/bias|scale|lora_a|lora_b)$', ()),
 )
 # What a layer keeps for the backward pass: all, its products with kernels, or its input. The rest is computed again.
 REMAT = {
@@ -189,9 +200,13 @@ class Block(nn.Module):
     x = carry[0] if decoding else carry
     norm = lambda name, kind=c.norm: Norm(kind, c.norm_eps, name=name)
     linear = lambda name, *outputs, **kw: Linear(outputs, self.dtype, name in c.biased, name=name, **kw)
-    y = norm('attention_norm')(x)
-    q, k = linear('q', c.heads, c.head_dim)(y), linear('k', c.kv_heads, c.head_dim)(y)
-    v = linear('v', c.kv_heads, c.head_dim)(y)
+    # Decoding, kernels stay where DECODE_RULES put them and rows move: all of a data shard to every part of a kernel,
+    # products back to the devices whose rows they are.
+    place = mesh_lib.split if decoding else lambda x, *axes: x
+    spread, back = lambda x: place(x, 'data'), lambda x: place(x, mesh_lib.BATCH, None, 'tensor')
+    y = spread(norm('attention_norm')(x))
+    q, k = back(linear('q', c.heads, c.head_dim)(y)), back(linear('k', c.kv_heads, c.head_dim)(y))
+    v = back(linear('v', c.kv_heads, c.head_dim)(y))
     if c.qk_norm:
       q, k = norm('q_norm')(q), norm('k_norm')(k)
     of_kind = lambda table: table[0] if len(c.kinds) == 1 else jnp.take(table, layer['kind'], axis=0)
@@ -216,12 +231,13 @@ class Block(nn.Module):
         out = tree_attention(*tree, shared['slots_Q'], window, **options)
 
     post = norm if c.post_norms else lambda name: lambda x: x
-    attended = post('attention_post_norm')(linear('o', c.width, summed=2)(out))
-    y = norm('mlp_norm')(x if c.parallel else x + attended)
+    out = place(out, 'data', None, 'tensor', 'fsdp')
+    attended = post('attention_post_norm')(place(linear('o', c.width, summed=2)(out), mesh_lib.BATCH))
+    y = spread(norm('mlp_norm')(x if c.parallel else x + attended))
     act, up = ACTIVATIONS[c.activation], linear('up', c.ffn)(y)
     inner = jax.checkpoint(lambda *x: functools.reduce(jnp.multiply, x[1:], act(x[0])), prevent_cse=False)
     inner = inner(*([linear('gate', c.ffn)(y), up] if c.gated else [up]))
-    x = x + attended + post('mlp_post_norm')(linear('down', c.width)(inner))
+    x = x + attended + post('mlp_post_norm')(place(linear('down', c.width)(inner), mesh_lib.BATCH))
     x = mesh_lib.constrain(x, mesh_lib.BATCH)
     if decoding:
       return x, *own
@@ -375,7 +391,7 @@ def transformer(config: ModelConfig, *, dtype='float32', remat: str = 'none', pa
     params = jax.tree.map_with_path(cast, params)
     params = unembed(params)
     layers = (jax.tree.map(operator.itemgetter(i), params['layers']) for i in range(config.layers))
-    return params | {'layers': tuple(layers)}
+    return params | {'layers': tuple(mesh_lib.lay_out(layer, DECODE_RULES) for layer in layers)}
 
   def decode(params, prompt_cache, cache, ids_BxG, age_BxG):
     length_B, P, T = prompt_cache['length_B'], prompt_cache['layers'][0][0].shape[3], cache['layers'][0][0].shape[4]
