@@ -436,7 +436,8 @@ class Walk:
       return
     moved = sum(shape.hbm for shape in (*operands, *op.shapes))
     if kind in SLICES:
-      moved = 2 * op.shapes[0].hbm
+      part = op.shapes[op.opcode.endswith('-start')]  # a start's results are what it slices, then the slice
+      moved = part.hbm + (part.hbm or part.bytes) * operands[0].in_hbm
     elif kind == 'dynamic-update-slice':
       moved = 2 * operands[1].hbm
     elif kind == 'scatter':

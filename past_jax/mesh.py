@@ -199,14 +199,16 @@ def constrain(x, *axes):
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
 
 
-def split(x, *axes):
-  """As `constrain`, but a dimension that its axes do not divide stays whole."""
+def move(x, *layouts: Sequence):
+  """`constrain`s x to one layout after the other, but a dimension that its axes do not divide stays whole."""
   shape = jax.sharding.get_abstract_mesh().shape
-  return constrain(x, *(a if shape and size % ways_of(shape, a) == 0 else None for size, a in zip(x.shape, axes)))
+  for layout in layouts if shape else ():
+    x = constrain(x, *(axes if size % ways_of(shape, axes) == 0 else None for size, axes in zip(x.shape, layout)))
+  return x
 
 
 def lay_out(tree, rules: Rules):
-  """`split`s every array of a tree by the rule of its path, inside jit.
+  """`move`s every array of a tree to the layout of its rule, inside jit.
 
   Raises:
     UserError: as `spec_of`.
@@ -214,7 +216,7 @@ def lay_out(tree, rules: Rules):
   shape = jax.sharding.get_abstract_mesh().shape
   if not shape:
     return tree
-  place = lambda path, x: split(x, *spec_of(path_string(path), x.shape, rules, shape))
+  place = lambda path, x: move(x, spec_of(path_string(path), x.shape, rules, shape))
   return jax.tree_util.tree_map_with_path(place, tree)
 
 

@@ -215,6 +215,18 @@ def test_slices_are_read_and_written_in_part():
   assert bytes_ < 10 * 4 * layers * size  # whole arrays in every step would be 2 * 16 times as much
 
 
+@pytest.mark.parametrize(('space', 'bytes_'), [('', 2 * 4 * 8 * 128), ('S(1)', 4 * 8 * 128)])  # HBM; VMEM
+def test_a_slice_that_runs_meanwhile_is_read_in_part(space, bytes_):
+  text = f"""
+ENTRY %main (p: f32[64,128]) -> f32[8,128] {{
+  %p = f32[64,128]{{1,0}} parameter(0)
+  %start = (f32[64,128]{{1,0}}, f32[8,128]{{1,0:{space}}}, s32[]{{:S(2)}}) slice-start(%p), slice={{[0:8], [0:128]}}
+  ROOT %done = f32[8,128]{{1,0:{space}}} slice-done(%start)
+}}
+"""
+  assert hlo.total(hlo.costs(text)).bytes == bytes_
+
+
 def test_collectives_of_this_machine():
   mesh = jax.make_mesh((8,), ('x',), axis_types=(AxisType.Auto,))
   place = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))

@@ -71,8 +71,8 @@ def test_rules_that_agree_and_what_an_optimizer_adds():
 
 def test_what_axes_do_not_divide_stays_whole():
   x = jnp.arange(12.0).reshape(3, 4)
-  assert mesh_lib.split(x, 'fsdp', 'tensor') is x  # there is no mesh
+  assert mesh_lib.move(x, ('fsdp', 'tensor')) is x  # there is no mesh
   with jax.set_mesh(mesh_lib.make({'data': 2, 'fsdp': 2, 'tensor': 2})):
-    placed = jax.jit(lambda x: mesh_lib.split(x, 'fsdp', ('tensor', 'fsdp')))(x)
+    placed = jax.jit(lambda x: mesh_lib.move(x, ('fsdp', ('tensor', 'fsdp'))))(x)
     assert placed.sharding.spec == jax.sharding.PartitionSpec(None, ('tensor', 'fsdp'))
     np.testing.assert_array_equal(placed, x)

@@ -140,7 +140,7 @@ def test_devices_change_no_token_and_caches_stay_where_they_are(policy, params, 
   kernels = sum(
     x.nbytes for path, x in jax.tree_util.tree_leaves_with_path(params['layers']) if path[-1].key == 'kernel'
   )
-  assert sent < kernels / 4  # of a turn of the loop: activations move, and no kernel does
+  assert sent < kernels / 6  # of a turn of the loop: activations move, and no kernel does
 
 
 def test_adapters_biases_and_heads_that_no_axis_divides_decode_on_a_mesh(batch):

@@ -51,6 +51,9 @@ DECODE_RULES = (
   ('(gate|up)/bias$', (('tensor', 'fsdp'),)),
   ('((o|down|norm)/bias|scale|lora_a|lora_b)$', ()),
 )
+# Of its activations: a device's own rows, or all of its data shard; of heads its own rows', or a part of all.
+OWN, ALL = (mesh_lib.BATCH,), ('data',)
+OWN_HEADS, ALL_HEADS = (mesh_lib.BATCH, None, 'tensor'), ('data', None, 'tensor', 'fsdp')
 # What a layer keeps for the backward pass: all, its products with kernels, or its input. The rest is computed again.
 REMAT = {
   'none': lambda block: block,
@@ -200,13 +203,13 @@ class Block(nn.Module):
     x = carry[0] if decoding else carry
     norm = lambda name, kind=c.norm: Norm(kind, c.norm_eps, name=name)
     linear = lambda name, *outputs, **kw: Linear(outputs, self.dtype, name in c.biased, name=name, **kw)
-    # Decoding, kernels stay where DECODE_RULES put them and rows move: all of a data shard to every part of a kernel,
-    # products back to the devices whose rows they are.
-    place = mesh_lib.split if decoding else lambda x, *axes: x
-    spread, back = lambda x: place(x, 'data'), lambda x: place(x, mesh_lib.BATCH, None, 'tensor')
-    y = spread(norm('attention_norm')(x))
-    q, k = back(linear('q', c.heads, c.head_dim)(y)), back(linear('k', c.kv_heads, c.head_dim)(y))
-    v = back(linear('v', c.kv_heads, c.head_dim)(y))
+    # Decoding, kernels stay where DECODE_RULES put them and rows move: all of a data shard to each part of a kernel,
+    # its products back. Both ends of a way are said: XLA would move a kernel to where its product is due.
+    move = mesh_lib.move if decoding else lambda x, *layouts: x
+    y = move(norm('attention_norm')(x), OWN, ALL)
+    q, k = linear('q', c.heads, c.head_dim)(y), linear('k', c.kv_heads, c.head_dim)(y)
+    v = linear('v', c.kv_heads, c.head_dim)(y)
+    q, k, v = (move(x, ALL_HEADS, OWN_HEADS) for x in (q, k, v))
     if c.qk_norm:
       q, k = norm('q_norm')(q), norm('k_norm')(k)
     of_kind = lambda table: table[0] if len(c.kinds) == 1 else jnp.take(table, layer['kind'], axis=0)
@@ -231,13 +234,13 @@ class Block(nn.Module):
         out = tree_attention(*tree, shared['slots_Q'], window, **options)
 
     post = norm if c.post_norms else lambda name: lambda x: x
-    out = place(out, 'data', None, 'tensor', 'fsdp')
-    attended = post('attention_post_norm')(place(linear('o', c.width, summed=2)(out), mesh_lib.BATCH))
-    y = spread(norm('mlp_norm')(x if c.parallel else x + attended))
+    out = move(out, OWN_HEADS, ALL_HEADS)
+    attended = post('attention_post_norm')(move(linear('o', c.width, summed=2)(out), OWN))
+    y = move(norm('mlp_norm')(x if c.parallel else x + attended), OWN, ALL)
     act, up = ACTIVATIONS[c.activation], linear('up', c.ffn)(y)
     inner = jax.checkpoint(lambda *x: functools.reduce(jnp.multiply, x[1:], act(x[0])), prevent_cse=False)
     inner = inner(*([linear('gate', c.ffn)(y), up] if c.gated else [up]))
-    x = x + attended + post('mlp_post_norm')(place(linear('down', c.width)(inner), mesh_lib.BATCH))
+    x = x + attended + post('mlp_post_norm')(move(linear('down', c.width)(inner), OWN))
     x = mesh_lib.constrain(x, mesh_lib.BATCH)
     if decoding:
       return x, *own
