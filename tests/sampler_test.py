@@ -147,14 +147,13 @@ def test_adapters_biases_and_heads_that_no_axis_divides_decode_on_a_mesh(batch):
   """A head of 12 is whole on all of 8 devices, and in parts on 4."""
   names = 'q', 'k', 'v', 'o', 'gate', 'up', 'down'
   kinds = (dataclasses.replace(TINY.kinds[0], frequencies=TINY.kinds[0].frequencies[:6]),)
-  config = dataclasses.replace(TINY, head_dim=12, kinds=kinds, biased=names, qk_norm=True, post_norms=True, tied=False)
+  config = dataclasses.replace(TINY, head_dim=12, kinds=kinds, pattern=(0,), biased=names, post_norms=True, tied=False)
   policy, rng = transformer(config), np.random.default_rng(0)
-  random = lambda x: x + rng.normal(0, 0.1, x.shape).astype(np.float32)
-  params = jax.tree.map(random, jax.jit(policy.init)(jax.random.key(0)))
+  noisy = lambda tree: jax.tree.map(lambda x: x + rng.normal(0, 0.2, x.shape).astype(np.float32), tree)
+  params = noisy(policy.init(jax.random.key(0)))
   adapters = lora.init(jax.random.key(1), params, targets=(), rank=2, input_axes=INPUT_AXES)
-  params = lora.attach(params, jax.tree.map(random, adapters), 1.0)
+  params = lora.attach(params, noisy(adapters), 1.0)
   one = jax.device_get(program(policy, 8)(params, *batch, 1.0, STOP, OFF))
-  assert close_calls(policy, params, batch[0], one) == 0
   for shape in ((1, 8, 1), (1, 4, 2)):
     assert_same_group(jax.device_get(placed_run(policy, params, batch, 8, shape)[0]), one)
 
