@@ -435,9 +435,9 @@ class Walk:
       yield self.collective(op, operands)
       return
     moved = sum(shape.hbm for shape in (*operands, *op.shapes))
-    if kind in SLICES:  # a start's results are its operands, and the slice; it may leave HBM
-      result = op.shapes[op.opcode.endswith('-start')]
-      moved = result._replace(layout=operands[0].layout).hbm + result.hbm
+    if kind in SLICES:
+      part = op.shapes[len(operands) if op.opcode.endswith('-start') else 0]  # a start's results are operands, then it
+      moved = part.hbm + part._replace(layout=operands[0].layout).hbm
     elif kind == 'dynamic-update-slice':
       moved = 2 * operands[1].hbm
     elif kind == 'scatter':

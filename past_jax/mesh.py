@@ -1,8 +1,9 @@
 """The device mesh and where arrays live on it.
 
-Parameters are placed by rules, an ordered list of (regex on the path, axes per dimension); the first match wins and an
-array without a rule is an error. Optimizer moments repeat the paths of the parameters, so the same rules place them;
-what else an optimizer keeps is small and replicated: sums over a parameter's dimensions, constants.
+Parameters are placed by rules, (regex on the path, axes per dimension). An array without a rule is an error, and so are
+two rules that match it and disagree: their order means nothing. Optimizer moments repeat the paths of the parameters,
+so the same rules place them; what else an optimizer keeps is small and replicated: sums over a parameter's dimensions,
+constants.
 """
 
 import functools
@@ -44,30 +45,56 @@ def path_string(path) -> str:
   return '/'.join(str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path)
 
 
-def rule(rules: Rules, name: str) -> tuple | None:
-  """Mesh axes of the array of this path; None: no rule matches it."""
-  return next((axes for pattern, axes in rules if re.search(pattern, name)), None)
+def names_of(axes) -> tuple[str, ...]:
+  """The mesh axes that one dimension is split over."""
+  return (axes,) if isinstance(axes, str) else tuple(axes or ())
+
+
+def ways_of(mesh_shape: Mapping[str, int], axes) -> int:
+  return int(np.prod([mesh_shape[axis] for axis in names_of(axes)]))
+
+
+def spec_of(name: str, shape: Sequence[int], rules: Rules, mesh_shape: Mapping[str, int]) -> tuple:
+  """Axes of the dimensions of the array at the path `name`; what only an optimizer has is replicated.
+
+  Raises:
+    UserError: no rule matches; several do and disagree; the rule names an axis twice, one that the mesh does not have,
+      or axes for more dimensions than there are.
+  """
+  found = [(pattern, tuple(spec)) for pattern, spec in rules if re.search(pattern, name)]
+  what, ours = f'the parameter {name!r} of shape {tuple(shape)}', not name.startswith(OPTIMIZER)
+  if not found and ours:
+    raise UserError(f'No sharding rule matches {what}.')
+  if other := next((rule for rule in found if rule[1] != found[0][1]), None):
+    raise UserError(f'The sharding rules {found[0]} and {other} both match {what}, and disagree.')
+  if not found or (len(found[0][1]) > len(shape) and not ours):
+    return ()
+  spec, at = found[0][1], f'The sharding rule {found[0]}, which matches {what},'
+  if len(spec) > len(shape):
+    raise UserError(f'{at} has axes for {len(spec)} dimensions.')
+  names = [axis for axes in spec for axis in names_of(axes)]
+  for axis in names:
+    if axis not in mesh_shape:
+      raise UserError(f'{at} names the axis {axis!r}; the mesh has {", ".join(mesh_shape)}.')
+    if names.count(axis) > 1:
+      raise UserError(f'{at} names the axis {axis!r} twice: one dimension of an array can be split over it.')
+  return spec
 
 
 def shardings(mesh: Mesh, tree, rules: Rules):
   """`NamedSharding`s for a tree of arrays or shapes. Scalars are replicated.
 
   Raises:
-    UserError: a path no rule matches, or a dimension its axes do not divide.
+    UserError: as `spec_of`; or axes do not divide a dimension.
   """
 
   def place(path, leaf):
     name = path_string(path)
     if leaf.ndim == 0:
       return NamedSharding(mesh, PartitionSpec())
-    spec = rule(rules, name)
-    if name.startswith(OPTIMIZER) and (spec is None or leaf.ndim < len(spec)):
-      spec = ()
-    if spec is None:
-      raise UserError(f'No sharding rule matches the parameter {name!r} of shape {leaf.shape}.')
+    spec = spec_of(name, leaf.shape, rules, mesh.shape)
     for size, axes in zip(leaf.shape, spec):
-      names = (axes,) if isinstance(axes, str) else (axes or ())
-      ways = int(np.prod([mesh.shape[a] for a in names]))
+      names, ways = names_of(axes), ways_of(mesh.shape, axes)
       if size % ways:
         raise UserError(
           f'{name} has a dimension of {size}, which the mesh axis {"x".join(names)}={ways} does not divide. '
@@ -178,9 +205,25 @@ def constrain(x, *axes):
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
 
 
-def exchange(x, kept: tuple, wanted: tuple):
-  """From one layout to another, and its gradient back again: that of a constraint would stay in the other."""
-  return constrain(constrain(x, *kept), *wanted)
+def move(x, *layouts: Sequence):
+  """`constrain`s x to one layout after the other, but a dimension that its axes do not divide stays whole."""
+  shape = jax.sharding.get_abstract_mesh().shape
+  for layout in layouts if shape else ():
+    x = constrain(x, *(axes if size % ways_of(shape, axes) == 0 else None for size, axes in zip(x.shape, layout)))
+  return x
+
+
+def lay_out(tree, rules: Rules):
+  """`move`s every array of a tree to the layout of its rule, inside jit.
+
+  Raises:
+    UserError: as `spec_of`.
+  """
+  shape = jax.sharding.get_abstract_mesh().shape
+  if not shape:
+    return tree
+  place = lambda path, x: move(x, spec_of(path_string(path), x.shape, rules, shape))
+  return jax.tree_util.tree_map_with_path(place, tree)
 
 
 def per_shard(function):

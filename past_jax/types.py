@@ -154,7 +154,8 @@ class Policy(NamedTuple):
           tokens, of several batches in one pass; with an empty prompt the state of the first token means nothing
   head    (params, hidden_...xD) -> logits_...xV, float32; call it on chunks only
   prefill (params, prompts) -> (hidden_BxD of the last prompt token, prompt cache); B leads every array of the cache
-  unstack (params) -> what decode, and head too, take as params in a loop: layers apart, in the dtype of the products
+  unstack (params) -> what decode, and head too, take as params in a loop: layers apart, in the dtype of the products,
+          and on a mesh in the layout that decoding wants: parts of kernels that stay where they are
   start   (prompt cache, G, T) -> cache: room for G completions of up to T tokens beside each prompt of the prompt cache
   decode  (params, prompt cache, cache, ids_BxG, age_BxG) -> (hidden_BxGxD, cache): feed to every completion its token
           number `age`, from 0. Ages grow by 1 from call to call, or start again at 0: another completion takes over

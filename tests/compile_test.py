@@ -218,3 +218,25 @@ def test_nothing_whole_is_in_an_update_over_fsdp(tmp_path):
   logits = [a for a in arrays if V // 4 in a[0] and math.prod(a[0]) > V // 4 * tokens // 2]
   layers = [a for a in arrays if a[0] in ((3, D, 2 * D), (3, 2 * D, D), (3, D, 16, 16), (3, 16, 16, D))]
   assert not whole and not logits and not layers
+
+
+@pytest.mark.slow
+def test_no_weights_move_while_tokens_are_decoded(tmp_path):
+  """What four devices send for a token are activations: none of 3.5 MB of kernels, at most what counting them says."""
+  layers, D, V, n = 3, 256, 5120, 4
+  model = scratch_directory(tmp_path, layers=layers, width=D, vocab=V)
+  flags = f'--config.model.spec={model}', '--config.mesh.fsdp=4', '--config.mesh.data=1', '--config.study.batch=4'
+  flags += '--config.study.sample_prompts=4', '--config.study.replay_batch=4', '--config.model.dtype=bfloat16'
+  done = past(TINY, '--topology=v5e:2x2', '--programs=sample', f'--hlo={tmp_path}', *flags)
+  assert done.returncode == 0, done.stderr
+  token = [cost for cost in hlo.costs((tmp_path / 'sample.txt').read_text()) if cost.loop]
+  rows, heads = 4 * 4, 16 * (16 + 8)  # of 4 prompts 4 completions; width of queries and keys
+  # Of a row: the input of attention and of the MLP to all devices, their results summed over devices (twice its size,
+  # or once if XLA scatters the sums), queries, keys, values and outputs in parts; the token looked up, and the head's.
+  activations = 2 * (layers * (6 * D + 2 * heads / n) + 3 * D + D / n)
+  logits = 4 * V / n
+  sent = hlo.total(token).sent
+  assert sent < rows * (activations + logits) * (n - 1) / n + 100  # bytes; ids, and whether all are done
+  assert sent > rows * (activations / 2 + logits) * (n - 1) / n  # it counted them
+  gathered = [shape.size for cost in token if cost.what == 'all-gather' for shape in cost.shapes]
+  assert max(gathered) == rows * D  # the smallest kernel is eight times as large

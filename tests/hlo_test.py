@@ -215,16 +215,16 @@ def test_slices_are_read_and_written_in_part():
   assert bytes_ < 10 * 4 * layers * size  # whole arrays in every step would be 2 * 16 times as much
 
 
-def test_a_slice_that_is_fetched_into_vmem_is_read_once():
-  text = """HloModule m, num_partitions=1
-
-ENTRY %main (a: f32[4,1024,128]) -> f32[1,1024,128] {
-  %a = f32[4,1024,128]{2,1,0:T(8,128)} parameter(0)
-  %start = ((f32[4,1024,128]{2,1,0:T(8,128)}), f32[1,1024,128]{2,1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[2:3], [0:1024], [0:128]}
-  ROOT %done = f32[1,1024,128]{2,1,0:T(8,128)S(1)} slice-done(%start)
-}
-"""  # noqa: E501
-  assert hlo.total(hlo.costs(text)).bytes == 4 * 1024 * 128
+@pytest.mark.parametrize(('space', 'bytes_'), [('', 2 * 4 * 8 * 128), ('S(1)', 4 * 8 * 128)])  # HBM; VMEM
+def test_a_slice_that_runs_meanwhile_is_read_in_part(space, bytes_):
+  text = f"""
+ENTRY %main (p: f32[64,128]) -> f32[8,128] {{
+  %p = f32[64,128]{{1,0}} parameter(0)
+  %start = (f32[64,128]{{1,0}}, f32[8,128]{{1,0:{space}}}, s32[]{{:S(2)}}) slice-start(%p), slice={{[0:8], [0:128]}}
+  ROOT %done = f32[8,128]{{1,0:{space}}} slice-done(%start)
+}}
+"""
+  assert hlo.total(hlo.costs(text)).bytes == bytes_
 
 
 def test_collectives_of_this_machine():

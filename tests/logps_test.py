@@ -1,5 +1,7 @@
 """The tree forward, the sampler and the mesh agree with scoring every row alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,17 +62,21 @@ def test_batches_of_several_shapes_in_one_pass_score_as_rows_alone(policy, param
     np.testing.assert_allclose(found[name]['logps_BxGxT'], alone(policy, params, *rows), atol=1e-5)
 
 
-@pytest.mark.parametrize('pallas', [False, True])
-def test_a_pass_of_several_batches_on_a_mesh_is_a_pass_of_each_alone(params, ragged, pallas):
-  """With its gradients."""
-  batches, policy = several(ragged), transformer(TINY, remat='layer', pallas=pallas)
-  mesh = mesh_lib.make({'data': 2, 'fsdp': 2, 'tensor': 1})
+@pytest.mark.parametrize(
+  ('axes', 'pallas', 'tied'), [((2, 2, 1), True, True), ((1, 4, 1), False, False), ((1, 2, 2), False, False)]
+)
+def test_a_pass_of_several_batches_on_a_mesh_is_a_pass_of_each_alone(ragged, axes, pallas, tied):
+  """With its gradients, which are laid out as their parameters."""
+  config = dataclasses.replace(TINY, tied=tied)
+  batches, policy = several(ragged), transformer(config, remat='layer', pallas=pallas)
+  params = jax.tree.map(lambda x: x * 3 if x.ndim > 2 else x, jax.jit(policy.init)(jax.random.key(0)))
+  mesh = mesh_lib.make(dict(zip(mesh_lib.AXES, axes)))
 
   def together(params):
-    out = outputs(policy, params, batches, dict.fromkeys(batches, ()))
+    out = outputs(policy, params, batches, dict.fromkeys(batches, ()), chunk=8)
     return sum(x['logps_BxGxT'].sum() for x in out.values())
 
-  apart = lambda params: sum(group_logps(transformer(TINY), params, *rows).sum() for rows in batches.values())
+  apart = lambda params: sum(group_logps(transformer(config), params, *rows).sum() for rows in batches.values())
   total, grads = jax.jit(jax.value_and_grad(apart))(params)
   with jax.set_mesh(mesh):
     placed = jax.device_put(params, mesh_lib.shardings(mesh, params, RULES))
@@ -79,6 +85,8 @@ def test_a_pass_of_several_batches_on_a_mesh_is_a_pass_of_each_alone(params, rag
   np.testing.assert_allclose(total_, total, rtol=1e-6)
   scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale), grads_, grads)
+  for kernel in ('q', 'o', 'gate', 'down'):
+    assert grads_['layers'][kernel]['kernel'].sharding == placed['layers'][kernel]['kernel'].sharding
 
 
 def test_padding_and_batch_mates_do_not_matter(policy, params, ragged):

@@ -87,7 +87,7 @@ def test_bfloat16_is_a_policy_of_products_only(ragged):
   new, metrics = jax.eval_shape(step.step, state, {}, {'text': batch})
   floats = [x.dtype for x in jax.tree.leaves((state, new, metrics)) if jnp.issubdtype(x.dtype, jnp.floating)]
   assert set(floats) == {jnp.dtype('float32')}
-  hidden = jax.eval_shape(policy.group, state.params, prompts, ids, length)
+  hidden = jax.eval_shape(policy.groups, state.params, [(prompts, ids, length)])[0]
   assert hidden.dtype == jnp.bfloat16
   assert jax.eval_shape(policy.head, state.params, hidden).dtype == jnp.float32
   assert jax.eval_shape(lambda p: logps.group_logps(policy, p, *ragged), state.params).dtype == jnp.float32

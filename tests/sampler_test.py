@@ -1,6 +1,7 @@
 """The sampler: what it draws, that slots, batch mates and devices change none of it, and what its programs hold."""
 
 import collections
+import dataclasses
 import functools
 import re
 
@@ -9,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from past_jax import hlo, lora
 from past_jax import mesh as mesh_lib
 from past_jax.models import RULES
+from past_jax.models.config import TINY
+from past_jax.models.transformer import INPUT_AXES, transformer
 from past_jax.sampler import BLOCK, draw, filtered, layout, least_kept, sample
 from past_jax.types import Prompts, UserError
 
@@ -48,7 +52,7 @@ def whole(policy, params, batch):
 def close_calls(policy, params, keys_B, group):
   """Gumbel-max in float64 on the trainer's logits: asserts every token, and counts those that rounding decides."""
   args = group.prompts, group.ids_BxGxT, group.length_BxG
-  logits = np.asarray(policy.head(params, jax.jit(policy.group)(params, *args)), np.float64)
+  logits = np.asarray(policy.head(params, jax.jit(policy.groups)(params, [args])[0]), np.float64)
   blocks = -(-logits.shape[-1] // BLOCK)
   logits = np.pad(logits, [(0, 0)] * 3 + [(0, blocks * BLOCK - logits.shape[-1])], constant_values=-np.inf)
   mass = np.log(np.exp(logits.reshape(*logits.shape[:-1], blocks, BLOCK)).sum(-1))
@@ -112,21 +116,46 @@ def test_a_prompt_alone_gets_the_tokens_that_it_gets_in_a_batch(policy, params, 
       np.testing.assert_allclose(x[0], y[b], atol=1e-5)
 
 
-@pytest.mark.parametrize('slots, shape', [(16, (2, 2, 2)), (8, (8, 1, 1))])
-def test_devices_change_no_token_and_caches_stay_where_they_are(policy, params, batch, whole, slots, shape):
+def placed_run(policy, params, batch, slots, shape):
+  """(the group as 8 devices sample it, its program): of a mesh of this shape."""
   mesh = mesh_lib.make(dict(zip(mesh_lib.AXES, shape)))
   with jax.set_mesh(mesh):
-    placed = jax.device_put(params, mesh_lib.shardings(mesh, params, RULES))
-    compiled = program(policy, slots).lower(placed, *mesh_lib.put_batch(mesh, batch), 1.0, STOP, OFF).compile()
-    group = compiled(placed, *mesh_lib.put_batch(mesh, batch), 1.0, STOP, OFF)
+    args = jax.device_put(params, mesh_lib.shardings(mesh, params, RULES)), *mesh_lib.put_batch(mesh, batch)
+    compiled = program(policy, slots).lower(*args, 1.0, STOP, OFF).compile()
+    return compiled(*args, 1.0, STOP, OFF), compiled.as_text()
+
+
+@pytest.mark.parametrize('slots, shape', [(16, (2, 2, 2)), (8, (8, 1, 1)), (8, (1, 8, 1))])
+def test_devices_change_no_token_and_caches_stay_where_they_are(policy, params, batch, whole, slots, shape):
+  group, text = placed_run(policy, params, batch, slots, shape)
   assert_same_group(jax.device_get(group), whole)
-  assert group.ids_BxGxT.sharding.is_equivalent_to(mesh_lib.batch_sharding(mesh), 3)
-  moved = re.findall(r'= \(?(\w+\[[\d,]*\])\S* (?:all-gather|all-to-all|collective-permute)', compiled.as_text())
+  assert group.ids_BxGxT.sharding.is_equivalent_to(mesh_lib.batch_sharding(group.ids_BxGxT.sharding.mesh), 3)
+  moved = re.findall(r'= \(?(\w+\[[\d,]*\])\S* (?:all-gather|all-to-all|collective-permute)', text)
   sizes = [[int(n) for n in re.findall(r'\d+', shape.partition('[')[2])] for shape in moved]
   # What is gathered are parameters, logits, and the prompts' ids, which every device looks up in its part of the table.
   ids = [[len(batch[1].ids_BxP) // shape[0], P]] * any(n > 1 for n in shape[1:])
   assert not [size for size in sizes if {P, T} & set(size) and size not in ids], moved
   assert moved or shape == (8, 1, 1)  # one model on every device: nothing at all
+  sent = hlo.total(cost for cost in hlo.costs(text) if cost.loop).sent
+  kernels = sum(
+    x.nbytes for path, x in jax.tree_util.tree_leaves_with_path(params['layers']) if path[-1].key == 'kernel'
+  )
+  assert sent < kernels / 6  # of a turn of the loop: activations move, and no kernel does
+
+
+def test_adapters_biases_and_heads_that_no_axis_divides_decode_on_a_mesh(batch):
+  """A head of 12 is whole on all of 8 devices, and in parts on 4."""
+  names = 'q', 'k', 'v', 'o', 'gate', 'up', 'down'
+  kinds = (dataclasses.replace(TINY.kinds[0], frequencies=TINY.kinds[0].frequencies[:6]),)
+  config = dataclasses.replace(TINY, head_dim=12, kinds=kinds, pattern=(0,), biased=names, post_norms=True, tied=False)
+  policy, rng = transformer(config), np.random.default_rng(0)
+  noisy = lambda tree: jax.tree.map(lambda x: x + rng.normal(0, 0.2, x.shape).astype(np.float32), tree)
+  params = noisy(policy.init(jax.random.key(0)))
+  adapters = lora.init(jax.random.key(1), params, targets=(), rank=2, input_axes=INPUT_AXES)
+  params = lora.attach(params, noisy(adapters), 1.0)
+  one = jax.device_get(program(policy, 8)(params, *batch, 1.0, STOP, OFF))
+  for shape in ((1, 8, 1), (1, 4, 2)):
+    assert_same_group(jax.device_get(placed_run(policy, params, batch, 8, shape)[0]), one)
 
 
 def test_nothing_compiles_over_what_is_traced(policy, params, batch):

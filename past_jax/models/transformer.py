@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import math
 import operator
+import re
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -45,8 +46,22 @@ RULES = (  # parameter path -> mesh axes, leading axis of `layers/` is the layer
   ('down/kernel$', (None, 'tensor', 'fsdp')),
   ('(q|k|v)/bias$', (None, 'tensor', None)),
   ('(gate|up)/bias$', (None, 'tensor')),
-  ('(scale|bias|lora_a|lora_b)$', ()),
+  ('((o|down|norm)/bias|scale|lora_a|lora_b)$', ()),
 )
+# Of one layer while decoding. Each device keeps its part of a kernel, along what the product leaves (q, k, v, gate, up)
+# or sums over (o, down), and activations move: a token's kernels are many times as large.
+DECODE_RULES = (
+  ('(q|k|v)/kernel$', (None, 'tensor', 'fsdp')),
+  ('o/kernel$', ('tensor', 'fsdp')),
+  ('(gate|up)/kernel$', (None, ('tensor', 'fsdp'))),
+  ('down/kernel$', (('tensor', 'fsdp'),)),
+  ('(q|k|v)/bias$', ('tensor', 'fsdp')),
+  ('(gate|up)/bias$', (('tensor', 'fsdp'),)),
+  ('((o|down|norm)/bias|scale|lora_a|lora_b)$', ()),
+)
+# Of its activations: a device's own rows, or all of its data shard; of heads its own rows', or a part of all.
+OWN, ALL = (mesh_lib.BATCH,), ('data',)
+OWN_HEADS, ALL_HEADS = (mesh_lib.BATCH, None, 'tensor'), ('data', None, 'tensor', 'fsdp')
 # What a layer keeps for the backward pass: all, its products with kernels, or its input; of both of these also what
 # attention's kernel gives (splash.py). The rest is computed again.
 REMAT = {
@@ -96,6 +111,11 @@ def unpack(x_WxN, like: Sequence[jax.Array]):
   return out
 
 
+def axes_of(path: str) -> tuple:
+  """Mesh axes of a parameter."""
+  return next(axes for pattern, axes in RULES if re.search(pattern, path))
+
+
 def rotations(kinds: tuple[Kind, ...], positions_BxS):
   """(sine, cosine) of shape [kind, B, S, 1, pairs], of rotary embeddings (arXiv 2104.09864); None: nothing rotates."""
   pairs = max(len(kind.frequencies) for kind in kinds)
@@ -139,7 +159,7 @@ def _matmul_backward(n, result, placed, kept, dy):
   summed = (tuple(range(dy.ndim - O, dy.ndim)), tuple(range(n, w.ndim))), ((), ())
   dx = jax.lax.dot_general(dy, w, summed, exact(x.dtype), x.dtype)
   dw = jax.lax.dot_general(x, dy, ((rows, rows), ((), ())), exact(x.dtype), w.dtype)
-  return dx, mesh_lib.constrain(dw, *placed) if placed else dw
+  return dx, mesh_lib.move(dw, placed) if placed else dw
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -236,12 +256,16 @@ class Block(nn.Module):
     norm = lambda name, kind=c.norm: Norm(kind, c.norm_eps, name=name)
 
     def linear(name, *outputs, **options):
-      _, *placed = mesh_lib.rule(RULES, f'{name}/kernel')  # the first axis is that of layers
+      _, *placed = axes_of(f'layers/{name}/kernel')  # behind the axis of layers
       return Linear(outputs, self.dtype, name in c.biased, placed=tuple(placed), name=name, **options)
 
-    y = norm('attention_norm')(x)
+    # Decoding, kernels stay where DECODE_RULES put them and rows move: all of a data shard to each part of a kernel,
+    # its products back. Both ends of a way are said: XLA would move a kernel to where its product is due.
+    move = mesh_lib.move if decoding else lambda x, *layouts: x
+    y = move(norm('attention_norm')(x), OWN, ALL)
     q, k = linear('q', c.heads, c.head_dim)(y), linear('k', c.kv_heads, c.head_dim)(y)
     v = linear('v', c.kv_heads, c.head_dim)(y)
+    q, k, v = (move(x, ALL_HEADS, OWN_HEADS) for x in (q, k, v))
     if c.qk_norm:
       q, k = norm('q_norm')(q), norm('k_norm')(k)
     of_kind = lambda table: table[0] if len(c.kinds) == 1 else jnp.take(table, layer['kind'], axis=0)
@@ -261,12 +285,13 @@ class Block(nn.Module):
       out = pack([attend(*one) for one in unpacked])
 
     post = norm if c.post_norms else lambda name: lambda x: x
-    attended = post('attention_post_norm')(linear('o', c.width, summed=2)(out))
-    y = norm('mlp_norm')(x if c.parallel else x + attended)
+    out = move(out, OWN_HEADS, ALL_HEADS)
+    attended = post('attention_post_norm')(move(linear('o', c.width, summed=2)(out), OWN))
+    y = move(norm('mlp_norm')(x if c.parallel else x + attended), OWN, ALL)
     act, up = ACTIVATIONS[c.activation], linear('up', c.ffn)(y)
     inner = jax.checkpoint(lambda *x: functools.reduce(jnp.multiply, x[1:], act(x[0])), prevent_cse=False)
     inner = inner(*([linear('gate', c.ffn)(y), up] if c.gated else [up]))
-    x = x + attended + post('mlp_post_norm')(linear('down', c.width)(inner))
+    x = x + attended + post('mlp_post_norm')(move(linear('down', c.width)(inner), OWN))
     x = mesh_lib.constrain(x, mesh_lib.BATCH)
     if decoding:
       return x, *own
@@ -340,7 +365,7 @@ class Transformer(nn.Module):
   def logits(self, hidden):
     # Each device has all tokens of its data shard, of one part of the vocabulary: hidden states are gathered, which are
     # fewer than the table has rows.
-    hidden = mesh_lib.exchange(hidden, (mesh_lib.BATCH,), ('data',))
+    hidden = mesh_lib.move(hidden, OWN, ALL)
     if self.config.tied:
       table = mesh_lib.constrain(self.embed.embedding, VOCAB, None).astype(self.dtype)
       logits = product('...d,vd->...v', hidden, table)
@@ -411,11 +436,11 @@ def transformer(config: ModelConfig, *, dtype='float32', remat: str = 'none', pa
     return apply(params, hidden, method='logits')
 
   def unembed(params):
-    kept = functools.partial(mesh_lib.rule, RULES)
+    # Both ends of the way are said, so that gradients come back to where the table is kept.
     if config.tied:
-      table = mesh_lib.exchange(params['embed']['embedding'], kept('embed/embedding'), (VOCAB, None))
+      table = mesh_lib.move(params['embed']['embedding'], axes_of('embed/embedding'), (VOCAB, None))
       return params | {'embed': params['embed'] | {'embedding': table}}
-    kernel = mesh_lib.exchange(params['head']['kernel'], kept('head/kernel'), (None, VOCAB))
+    kernel = mesh_lib.move(params['head']['kernel'], axes_of('head/kernel'), (None, VOCAB))
     return params | {'head': params['head'] | {'kernel': kernel}}
 
   def prefill(params, prompts):
@@ -438,7 +463,7 @@ def transformer(config: ModelConfig, *, dtype='float32', remat: str = 'none', pa
     params = jax.tree.map_with_path(cast, params)
     params = unembed(params)
     layers = (jax.tree.map(operator.itemgetter(i), params['layers']) for i in range(config.layers))
-    return params | {'layers': tuple(layers)}
+    return params | {'layers': tuple(mesh_lib.lay_out(layer, DECODE_RULES) for layer in layers)}
 
   def decode(params, prompt_cache, cache, ids_BxG, age_BxG):
     length_B, P, T = prompt_cache['length_B'], prompt_cache['layers'][0][0].shape[3], cache['layers'][0][0].shape[4]
