@@ -42,7 +42,7 @@ class Row(NamedTuple):
     n = self.devices
     batch = [f'study.batch={n}', f'study.sample_prompts={n}', *[f'study.replay_batch={n}'] * (self.size != '70b')]
     keys = [*self.keys, *batch, *TRAINED[self.trained], *LENGTHS[self.lengths]]
-    config = f'--config=configs/past.py:size={self.size}'
+    config = f'--config=configs/past.py:size={self.size},view=same,select=all_pairs'  # updates see all that was sampled
     return [config, f'--topology={self.slice}', *(f'--config.{key}' for key in keys)]
 
 
@@ -66,7 +66,7 @@ def compiled(row: Row) -> dict:
   command = [sys.executable, '-m', 'past_jax.main', 'compile', *row.flags, '--programs=sample,update', '--json']
   environment = os.environ | {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'JAX_PLATFORMS': 'cpu'}
   done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-  if done.returncode not in (0, 1):  # 1: some program does not fit
+  if done.returncode not in (0, 1) or not done.stdout:  # 1: some program does not fit
     sys.exit(f'{row.name}: past compile ended with {done.returncode}.')
   return json.loads(done.stdout)
 
@@ -98,8 +98,8 @@ def page(found: dict[str, dict]) -> str:
   return f"""# What sizes take
 
 Made by `python scripts/sizes.py`, which compiles `configs/past.py` for slices that are not here (compile.md): a group
-of 8 per device, products in bfloat16, parameters and moments in float32, remat per layer, fsdp over all devices. Peaks
-and TFLOP are per device; a peak is held against what libtpu lets a program have. Times are rooflines, which real steps
+of 8 per device, sampled and then learned from with its prompt in view (`view=same,select=all_pairs`), products in
+bfloat16, parameters and moments in float32, remat per layer, fsdp over all devices. Peaks and TFLOP are per device; a peak is held against what libtpu lets a program have. Times are rooflines, which real steps
 exceed. `a token of all`: one of every completion.
 
 {table(found)}"""
