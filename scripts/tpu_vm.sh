@@ -150,9 +150,13 @@ create() {
   [[ -z $queued ]] || format='value(state.state)'
   found=$(state "$format")
   case $found in
-    PREEMPTED | TERMINATED | STOPPED | SUSPENDED | SUSPENDING | FAILED)
+    PREEMPTED | SUSPENDING | SUSPENDED | FAILED) # the last three are a request's: it has ended without a TPU
       remove without_asking
       make
+      ;;
+    STOPPING | STOPPED | TERMINATED)
+      local keep="gcloud compute tpus tpu-vm start $name ${where[*]}"
+      fail "$name is $found, and may still have its disk: start it with \`$keep\`, or give it back with tpu_vm.sh delete"
       ;;
     '') make ;;
   esac
