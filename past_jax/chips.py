@@ -9,6 +9,7 @@ programs of a device have, by its own error message: less than what is sold.
 
 import dataclasses
 import difflib
+import importlib.util
 import math
 import os
 import re
@@ -99,6 +100,8 @@ class Topology:
     Raises:
       UserError: libtpu is not installed, or does not know this shape.
     """
+    if importlib.util.find_spec('libtpu') is None and 'TPU_LIBRARY_PATH' not in os.environ:
+      raise UserError(f"--topology={self} needs libtpu, which compiles without a TPU: pip install 'past-jax[tpu]'.")
     for name, value in ENVIRONMENT.items():
       os.environ.setdefault(name, value)
     from jax.experimental import topologies
@@ -111,10 +114,6 @@ class Topology:
     try:
       found = topologies.get_topology_desc(str(self), platform='tpu', **options).devices
     except Exception as error:  # libtpu's own, of several classes
-      if 'libtpu' in str(error).lower() or isinstance(error, ImportError):
-        raise UserError(
-          f"--topology={self} needs libtpu, which compiles without a TPU: pip install 'past-jax[tpu]'."
-        ) from error
       raise UserError(f'--topology={self}: libtpu says: {str(error).strip().splitlines()[0]}') from error
     if len(found) != self.size:
       raise UserError(f'--topology={self}: libtpu makes {len(found)} devices of it, {self.size} were expected.')

@@ -34,7 +34,7 @@ HEARTBEAT_SECONDS = 30  # without one, a process counts as dead: the others stop
 JOIN_SECONDS = 300  # to wait for the others to start
 LOOK_SECONDS = 1.0  # between two looks for a failure of another process
 FOREVER_MS = 7 * 24 * 3600 * 1000  # whoever waits for a process that has died is stopped, not timed out
-FAILED = 'past/failed/'  # of the coordination service's keys: what a process that failed has said
+FAILED = 'past/failed/'  # of the coordination service's keys: [exit code, text] of a process that failed
 CHIPS = ('accel', 'vfio/')  # devices of a TPU VM
 WORKERS = 'worker-network-endpoints'  # metadata of a TPU VM: an entry for each host of its slice
 METADATA_SECONDS = 3
@@ -156,9 +156,10 @@ def fail(error: BaseException) -> None:
   if not isinstance(error, UserError | KeyboardInterrupt | SystemExit):
     traceback.print_exception(error)
   _say(f'past study: {text}')
+  code = 2 if isinstance(error, UserError) else 1
   with contextlib.suppress(jax.errors.JaxRuntimeError):
-    _client().key_value_set(f'{FAILED}{jax.process_index()}', text)
-  _leave(2 if isinstance(error, UserError) else 1)
+    _client().key_value_set(f'{FAILED}{jax.process_index()}', json.dumps([code, text]))
+  _leave(code)
 
 
 def _watch(done: threading.Event) -> None:
@@ -167,18 +168,19 @@ def _watch(done: threading.Event) -> None:
 
 
 def _heed() -> None:
-  """Ends this process if another one has failed."""
+  """Ends this process if another one has failed, with its exit code: who starts both again decides for both alike."""
   try:
-    failed = {int(key.rpartition('/')[2]): text for key, text in _client().key_value_dir_get(FAILED)}
+    failed = {int(key.rpartition('/')[2]): json.loads(said) for key, said in _client().key_value_dir_get(FAILED)}
   except jax.errors.JaxRuntimeError:  # the service has ended: `_OnAbort` says so, if it was not the end of the run
     return
   me = jax.process_index()
   if failed and me not in failed:
     index = min(failed)
+    code, text = failed[index]
     count = jax.process_count()
     _last_words.acquire()
-    _say(f'past study: process {index} of {count} has failed, and process {me} stops: {failed[index]} {AGAIN}')
-    _leave(1)
+    _say(f'past study: process {index} of {count} has failed, and process {me} stops: {text} {AGAIN}')
+    _leave(code)
 
 
 def _leave(code: int) -> None:

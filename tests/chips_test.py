@@ -1,5 +1,6 @@
 """Names of slices, and what libtpu makes of them."""
 
+import importlib.util
 import math
 
 import pytest
@@ -59,6 +60,14 @@ def test_a_device_has_its_share_of_a_chip():
   assert topology('v5e:2x2').device_link_rate == 2 * 50e9
   assert topology('v5p:4x4x4').device_link_rate == 6 * 100e9
   assert topology('tpu7x:2x2x1').device_link_rate == 2 * 100e9 / 2
+
+
+def test_a_machine_without_libtpu_is_told_what_to_install(monkeypatch):
+  find = importlib.util.find_spec
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'libtpu' else find(name))
+  monkeypatch.delenv('TPU_LIBRARY_PATH', raising=False)
+  with pytest.raises(UserError, match=r"--topology=v5e:2x2 needs libtpu.*pip install 'past-jax\[tpu\]'"):
+    topology('v5e:2x2').devices()
 
 
 @pytest.mark.slow

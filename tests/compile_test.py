@@ -51,6 +51,15 @@ def test_what_is_wrong_is_said_before_anything_is_compiled(refused, flags, says)
   assert says in refused(*flags)
 
 
+@pytest.mark.parametrize('words', ['typo', 'update,typo'])
+def test_every_word_for_a_program_must_name_one(refused, monkeypatch, words):
+  programs = [aot.Program(name, lambda: None, 0, ()) for name in ('score', 'update')]
+  monkeypatch.setattr(aot, 'programs', lambda *args: programs)  # without libtpu
+  monkeypatch.setattr(aot, 'compile_', lambda program, slice_: pytest.fail(f'compiles {program.name}'))
+  said = refused(TINY, '--topology=v5e:2x2', f'--programs={words}')
+  assert '--programs=typo: the programs of this config are score, update.' in said
+
+
 @pytest.mark.parametrize('spec', SHAPES)
 def test_shapes_are_those_of_the_models(spec):
   """Their numbers of parameters, as their model cards give them; no hub is asked."""

@@ -42,7 +42,10 @@ exec {git} "$@"
 """
 UV = """#!/usr/bin/env bash
 case $1 in
-  venv) mkdir -p "${@: -1}/bin" && touch "${@: -1}/bin/python" && chmod +x "${@: -1}/bin/python" ;;
+  venv)
+    mkdir -p "${@: -1}/bin" && touch "${@: -1}/bin/python" && chmod +x "${@: -1}/bin/python"
+    case " $* " in *' --seed '*) touch "${@: -1}/bin/pip" ;; esac
+    ;;
   pip) cp "$WORKER/past" "${@: -3:1}" 2>/dev/null; cp "$WORKER/past" "$WORKER/past_env/bin/past" ;;
 esac
 printf 'uv %s\\n' "$*" >>"$WORKER/uv.txt"
@@ -199,13 +202,23 @@ def test_create_goes_on_waiting_for_a_request_that_is_in_the_queue(place):
   assert [tpus(line)[1] for line in place.recorded()] == ['describe'] * 3
 
 
-@pytest.mark.parametrize('queued', [False, True])
-def test_create_replaces_what_was_preempted(place, queued):
-  place.states.write_text('SUSPENDED\nACTIVE\n' if queued else 'PREEMPTED\n')
+@pytest.mark.parametrize('state', ['PREEMPTED', 'SUSPENDING', 'SUSPENDED', 'FAILED'])
+def test_create_replaces_what_was_preempted(place, state):
+  queued = state != 'PREEMPTED'
+  place.states.write_text(f'{state}\nACTIVE\n' if queued else f'{state}\n')
   place.call('create', *WHERE, '--type=v6e-8', '--spot', *['--queued'] * queued)
   commands = [tpus(line) for line in place.recorded()]
   assert [words[1] for words in commands] == ['describe', 'delete', 'create', *['describe'] * queued]
   assert '--quiet' in commands[1] and ('--force' in commands[1]) == queued and '--spot' in commands[2]
+
+
+@pytest.mark.parametrize('state', ['STOPPING', 'STOPPED', 'TERMINATED'])
+def test_create_deletes_nothing_that_has_a_disk(place, state):
+  place.states.write_text(f'{state}\n')
+  _, said = place.call('create', *WHERE, '--type=v6e-8', code=2)
+  assert [tpus(line)[1] for line in place.recorded()] == ['describe']
+  start = 'gcloud compute tpus tpu-vm start my-tpu --zone=us-east5-b'
+  assert f'my-tpu is {state}' in said and f'`{start}`' in said and 'tpu_vm.sh delete' in said
 
 
 def test_create_says_that_a_request_has_failed(place):
@@ -313,6 +326,7 @@ def test_help_has_every_flag(place):
 def test_setup_installs_the_commit(place):
   place.call('setup', *WHERE)
   assert (place.worker / 'past_jax' / 'pyproject.toml').exists()
+  assert (place.worker / 'past_env' / 'bin' / 'pip').exists()  # downloads the models that pypi: names
   assert place.lines('uv.txt')[-1].endswith(f'-e {place.worker}/past_jax[tpu]')
   place.call('setup', *WHERE)  # again, with new code
   assert [line.split()[0:2] for line in place.lines('uv.txt')] == [['uv', 'venv'], *[['uv', 'pip']] * 2]
@@ -363,6 +377,34 @@ def test_a_run_that_fails_is_started_again_but_not_for_ever(installed):
   place.call('run', *WHERE, '--', *STUDY)
   place.until(lambda: sum(line.startswith('ended: ') for line in place.lines('past.log')) == 2)
   assert len(place.lines('starts.txt')) == 3 + 5
+
+
+@pytest.mark.parametrize('again', [STUDY, ('study', '--config=mended.py')])
+def test_a_run_that_waits_for_its_next_try_makes_room(installed, again):
+  place = installed
+  place.environment['PAUSE_SECONDS'] = '1000'
+  (place.worker / 'fails').write_text('1\n')
+  place.call('run', *WHERE, '--', *STUDY)
+  place.until(lambda: (place.worker / 'past.pause').exists())
+  place.call('setup', *WHERE)  # with what is mended
+  (place.worker / 'fails').write_text('1\n')
+  place.call('run', *WHERE, '--', *STUDY)
+  place.until(lambda: (place.worker / 'past.pause').exists())
+  out, _ = place.call('run', *WHERE, '--', *again)
+  assert 'started' in out
+  place.until(lambda: 'studying' in place.lines('past.log'))
+  assert len(place.lines('starts.txt')) == 3 and shlex.split(place.lines('starts.txt')[-1])[:-1] == [*again]
+  assert 'already running' in place.call('run', *WHERE, '--', *again)[0]
+
+
+def test_stop_ends_a_run_that_waits_for_its_next_try(installed):
+  place = installed
+  place.environment['PAUSE_SECONDS'] = '1000'
+  (place.worker / 'fails').write_text('1\n')
+  place.call('run', *WHERE, '--', *STUDY)
+  place.until(lambda: (place.worker / 'past.pause').exists())
+  place.call('stop', *WHERE)
+  assert 'nothing is running' in place.call('stop', *WHERE)[0] and len(place.lines('starts.txt')) == 1
 
 
 def test_a_mistake_in_the_config_is_not_tried_again(installed):

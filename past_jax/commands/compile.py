@@ -56,10 +56,10 @@ def run(argv: list[str]) -> int:
   programs = aot.programs(config, slice_)
   names = [program.name for program in programs]
   named = lambda word: [name for name in names if name == word] or [name for name in names if word in name]
+  if unknown := [word for word in values.programs if not named(word)]:
+    raise UserError(f'--programs={",".join(unknown)}: the programs of this config are {", ".join(names)}.')
   wanted = {name for word in values.programs for name in named(word)}
   chosen = [program for program in programs if not values.programs or program.name in wanted]
-  if not chosen:
-    raise UserError(f'--programs={",".join(values.programs)}: the programs of this config are {", ".join(names)}.')
   print(f'{config.model.spec} on {slice_}: {", ".join(p.name for p in chosen)}', file=sys.stderr)
   reports = []
   for program in chosen:
