@@ -171,7 +171,7 @@ def gradient(
   them with the old ones would take two states in memory.
 
   Args:
-    micro: prompts of a term whose activations exist at once; 0: all. A term's batch has a multiple, or no more.
+    micro: prompts of each term whose activations exist at once; 0: all. A term's batch has a multiple, or no more.
     chunk: tokens of a device whose logits exist at once.
   """
 

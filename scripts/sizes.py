@@ -99,8 +99,9 @@ def page(found: dict[str, dict]) -> str:
 
 Made by `python scripts/sizes.py`, which compiles `configs/past.py` for slices that are not here (compile.md): a group
 of 8 per device, sampled and then learned from with its prompt in view (`view=same,select=all_pairs`), products in
-bfloat16, parameters and moments in float32, remat per layer, fsdp over all devices. Peaks and TFLOP are per device; a peak is held against what libtpu lets a program have. Times are rooflines, which real steps
-exceed. `a token of all`: one of every completion.
+bfloat16, parameters and moments in float32, remat per layer, fsdp over all devices. Peaks and TFLOP are per device; a
+peak is held against what libtpu lets a program have. Times are rooflines, which real steps exceed. `a token of all`:
+one of every completion.
 
 {table(found)}"""
 
