@@ -213,7 +213,7 @@ def test_nothing_whole_is_in_an_update_over_fsdp(tmp_path):
   """Neither the embedding nor its gradient, no weights of all layers, logits of a third of the tokens at most.
 
   Every layer's kernels are gathered twice, forward and backward, for text, groups and replay together, and their
-  gradients are added up into their parts.
+  gradients are added up into their parts. What attention's kernel gives is kept: it runs forward once for each of them.
   """
   model = scratch_directory(tmp_path, layers=3, width=256, vocab=5120)
   flags = f'--config.model.spec={model}', '--config.mesh.fsdp=4', '--config.mesh.data=1', '--config.study.batch=4'
@@ -221,18 +221,16 @@ def test_nothing_whole_is_in_an_update_over_fsdp(tmp_path):
   flags += '--config.model.dtype=bfloat16', '--config.study.generator.length=1536', '--config.view.prompt_length=128'
   done = past(TINY, '--topology=v5e:2x2', '--programs=update', f'--hlo={tmp_path}', *flags)
   assert done.returncode == 0, done.stderr
-  arrays = {
-    (shape.dims, op.opcode)
-    for op in hlo.Module((tmp_path / 'update.txt').read_text()).instructions()
-    for shape in op.shapes
-  }
+  text = (tmp_path / 'update.txt').read_text()
+  arrays = {(shape.dims, op.opcode) for op in hlo.Module(text).instructions() for shape in op.shapes}
   V, D, slice_ = 5120, 256, 4 * CHUNK
   assert any(V // 4 in dims for dims, _ in arrays)  # the walk saw the vocabulary at all
   whole = [a for a in arrays if V in a[0] and math.prod(a[0]) > V * D // 4]
   logits = [a for a in arrays if V // 4 in a[0] and math.prod(a[0]) > V // 4 * slice_]
   layers = [a for a in arrays if a[0] in ((3, D, 2 * D), (3, 2 * D, D), (3, D, 16, 16), (3, 16, 16, D))]
   assert not whole and not logits and not layers
-  sent = [cost for cost in hlo.costs((tmp_path / 'update.txt').read_text()) if '/layers/' in cost.source]
+  assert sum(' custom-call(' in line and 'splash_mha_fwd' in line for line in text.splitlines()) == 3
+  sent = [cost for cost in hlo.costs(text) if '/layers/' in cost.source]
   kernels = 2 * 3 * (D * 16 * (2 * 16 + 2 * 8) + 3 * D * 2 * D)  # bytes in bfloat16
   assert sum(cost.sent for cost in sent) == pytest.approx(3 * kernels * 3 / 4, rel=0.2)
 

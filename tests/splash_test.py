@@ -187,7 +187,6 @@ def test_the_devices_of_the_mesh_decide():
   assert kernels(transformer(TINY), 'cpu') == kernels(transformer(TINY), 'gpu') == 0
   assert kernels(transformer(TINY, pallas=False), 'tpu') == 0
   assert kernels(transformer(TINY, pallas=True), 'cpu') == 3
-  assert kernels(transformer(TINY, remat='layer'), 'tpu') == 3  # what it gives is kept
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
