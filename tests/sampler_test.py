@@ -143,6 +143,7 @@ def test_devices_change_no_token_and_caches_stay_where_they_are(policy, params, 
   assert sent < kernels / 6  # of a turn of the loop: activations move, and no kernel does
 
 
+@pytest.mark.slow
 def test_adapters_biases_and_heads_that_no_axis_divides_decode_on_a_mesh(batch):
   """A head of 12 is whole on all of 8 devices, and in parts on 4."""
   names = 'q', 'k', 'v', 'o', 'gate', 'up', 'down'
