@@ -69,7 +69,7 @@ JUDGES = {
 
 
 DEVICES = {'tiny': 1, 'smol': 1, '1b': 4, '8b': 16, '70b': 64}  # size -> JAX devices that its batches are made for
-LARGE = ('1b', '8b', '70b')  # for TPU slices: docs/compile.md has what they take
+LARGE = ('1b', '8b', '70b')  # for TPU slices: docs/sizes.md has what they take
 
 
 def base(size: str) -> ConfigDict:
