@@ -279,10 +279,9 @@ class Block(nn.Module):
       )
       out = decode_attention(q, layer['prompt'], own, *shared['masks'][layer['kind']], score)
     else:
-      attend = functools.partial(self.attend, kind=layer['kind'], of_kind=of_kind, windows=shared['windows'])
-      trees = shared['trees']
+      trees, window = shared['trees'], of_kind(shared['windows']) if shared['windows'] is not None else None
       unpacked = zip(trees, *(unpack(x, [t.positions_BxS for t in trees]) for x in (q, k, v)))
-      out = pack([attend(*one) for one in unpacked])
+      out = pack([self.attend(*one, layer['kind'], window) for one in unpacked])
 
     post = norm if c.post_norms else lambda name: lambda x: x
     out = move(out, OWN_HEADS, ALL_HEADS)
@@ -297,7 +296,7 @@ class Block(nn.Module):
       return x, *own
     return x, {'k': k, 'v': v} if shared['keep'] is not None else None
 
-  def attend(self, trees: Trees, q_BxSxHxD, k_BxSxKxD, v_BxSxKxD, *, kind, of_kind, windows):
+  def attend(self, trees: Trees, q_BxSxHxD, k_BxSxKxD, v_BxSxKxD, kind, window):
     c = self.config
     tree, options = (q_BxSxHxD, k_BxSxKxD, v_BxSxKxD, trees.valid_BxP), dict(scale=c.scale, cap=c.attention_cap)
     if mesh_lib.platform() == 'tpu' if self.pallas is None else self.pallas:
@@ -305,7 +304,7 @@ class Block(nn.Module):
 
       options |= dict(windows=[kind.window for kind in c.kinds], pattern=c.pattern)
       return splash.tree_attention(*tree, trees.T, kind, **options)
-    return tree_attention(*tree, trees.slots_T, of_kind(windows) if windows is not None else None, **options)
+    return tree_attention(*tree, trees.slots_T, window, **options)
 
 
 class Transformer(nn.Module):
