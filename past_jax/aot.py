@@ -115,16 +115,20 @@ class Stage:
     self.base = self.placed(jax.eval_shape(model.policy.init, jax.random.key(0)))
     self.adapters = bool(config.model.lora.rank)
     self.frozen = {'base': self.base} if self.adapters else {}
-    policy = self.placed(jax.eval_shape(whole, self.frozen, self.state.params))
+    leaves = train.abstract(model, mesh_, trained)
+    policy = self.placed(jax.eval_shape(whole, self.frozen, leaves))
     # Role -> what programs take; and what it has in HBM of its own: adapters share the base, which is there anyway.
-    self.roles, self.own = {'policy': policy}, {'policy': self.state.params}
+    self.roles, self.own = {'policy': policy}, {'policy': leaves}
     if stage.refreshes:
-      self.roles['ref'], self.own['ref'] = policy, self.state.params
+      self.roles['ref'], self.own['ref'] = policy, leaves
     if stage.reads_base:
       self.roles['base'], self.own['base'] = self.base, {} if self.adapters else self.base
     if stage.reads_teacher:
       other = teacher and self.placed(jax.eval_shape(teacher.policy.init, jax.random.key(0)))
-      self.roles['teacher'], self.own['teacher'] = other or policy, other or self.state.params
+      self.roles['teacher'], self.own['teacher'] = other or policy, other or leaves
+    if stage.reads_judge:
+      head = train.abstract(model, mesh_, lambda params: scores.with_head(trained(params), model.config.width))
+      self.roles['judge'], self.own['judge'] = self.placed(jax.eval_shape(whole, self.frozen, head)), head
 
   def placed(self, shapes):
     rules = mesh.shardings(self.mesh, shapes, models.RULES)
@@ -151,16 +155,11 @@ class Stage:
     return self.stage.buffer.size or rows_of(self.plan, self.stage.batch)
 
   def prompts(self, rows: int, given: bool = True) -> Prompts:
-    view, T = self.config.view, self.length
+    length = completion_length(self.config, self.stage.name)[1]
+    P, A, T = render.sizes(self.config.view, improve_of(self.config), self.plan, length)
     ints = lambda *shape: np.zeros((rows, *shape), np.int32)
-    anchors = (
-      Completions(ints(view.anchors, T), ints(view.anchors)) if given and self.plan.anchor_source == 'given' else None
-    )
-    return Prompts(ints(view.prompt_length), ints(), anchors)
-
-  @property
-  def length(self) -> int:
-    return completion_length(self.config, self.stage.name)[1]
+    anchors = Completions(ints(A, T), ints(A)) if given and self.plan.anchor_source == 'given' else None
+    return Prompts(ints(P), ints(), anchors)
 
   def train_prompts(self, rows: int) -> Prompts:
     if self.config.view.train_view == 'none':

@@ -17,6 +17,7 @@ from past_jax import (
   models,
   pairs,
   render,
+  scores,
   selects,
   update,
 )
@@ -33,7 +34,9 @@ from past_jax.settings import (
   arguments,
   completion_length,
   component,
+  improve_of,
   losses_by_term,
+  optimizer_of,
   plain,
   plans_of,
   roles_of,
@@ -47,6 +50,8 @@ ADAPTERS = 1 << 31  # the branch of the run's key for new adapters; rounds use t
 
 class Stage(NamedTuple):
   name: str
+  trains: str  # the role that learns: policy or judge
+  headed: Callable[[Params], Params]  # of the policy's trained leaves, or their shapes: those of that role
   rounds: int
   batch: int  # prompts per update
   plan: Callable[[int], Plan]
@@ -62,6 +67,7 @@ class Stage(NamedTuple):
   refreshes: bool  # the role `ref` is in use
   reads_base: bool
   reads_teacher: bool
+  reads_judge: bool
   replay: tuple[str, ...]
   replay_batch: int
   replay_length: int
@@ -74,8 +80,8 @@ class Run(NamedTuple):
   teacher: models.Model | None  # the role `teacher`, where it is a model of its own
   copies_teacher: bool  # the role `teacher` is the policy as it was when the stage began
   restarts: bool  # every stage trains the base anew: what the stage before has made of it is the teacher only
-  trained: Callable[[Params], Params]  # of the base, or its shapes: all of it, or new adapters
-  whole: Callable[[Weights, Params], Params]  # (frozen roles, trained) -> the model
+  trained: Callable[[Params], Params]  # the policy's: of the base, or its shapes, all of it, or new adapters
+  whole: Callable[[Weights, Params], Params]  # (frozen roles, trained leaves of a role) -> its model
   keeps_base: bool  # some stage reads it, or adapters do; else its memory is free
   mesh: jax.sharding.Mesh
   examples: tuple[Example, ...]
@@ -197,7 +203,12 @@ def build_adapters(config):
     return lambda base: base, lambda weights, trained: trained
   key = jax.random.fold_in(jax.random.key(config.seed), ADAPTERS)
   init = functools.partial(lora.init, key, targets=c.targets, rank=c.rank, input_axes=INPUT_AXES)
-  return init, lambda weights, trained: lora.attach(weights['base'], trained, c.alpha / c.rank)
+
+  def whole(weights: Weights, trained: Params) -> Params:
+    head = {name: leaves for name, leaves in trained.items() if name == scores.HEAD}  # a judge's, which has no base
+    return lora.attach(weights['base'], scores.body(trained), c.alpha / c.rank) | head
+
+  return init, whole
 
 
 def within(policy: Policy, vocab: int) -> Policy:
@@ -229,7 +240,7 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int,
       policy=model.policy,
       sampler=of(generator),
       generate=make(generators.TABLE, s.generator, f'{at}.generator', policy=of(generator)),
-      judge=make(judges.TABLE, s.judge, f'{at}.judge', policy=of(judge)),
+      judge=make(judges.TABLE, s.judge, f'{at}.judge', policy=of(judge), plain=plain_prompts(config, model)),
       select=make(selects.TABLE, s.select, f'{at}.select'),
       mesh=mesh_,
       prompts_per_call=s.sample_prompts,
@@ -251,8 +262,11 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int,
       chunk=min(s.micro or s.batch, s.batch),
     )
     old = reference._replace(needed=group.old, role=sampled_by or 'policy')
+  is_judge = s.trains == 'judge'
   return Stage(
     name=name,
+    trains=s.trains,
+    headed=functools.partial(scores.with_head, width=model.config.width) if is_judge else lambda leaves: leaves,
     rounds=s.rounds,
     batch=s.batch,
     plan=plan,
@@ -260,9 +274,12 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int,
     collector=collect,
     reference=reference,
     render=render.renderer(
-      tokenizer=model.tokenizer, completion_length=completion_length(config, name)[1], **plain(config.view)
+      tokenizer=model.tokenizer,
+      completion_length=completion_length(config, name)[1],
+      improve=improve_of(config),
+      **plain(config.view),
     ),
-    update=build_update(config.optimizer, s.micro, model, terms, sum(counts), whole),
+    update=build_update(optimizer_of(config, name), s.micro, model, terms, sum(counts), whole),
     terms=tuple(s.losses),
     old=old,
     at_reference=group.at_reference if group else {},
@@ -270,11 +287,19 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int,
     refreshes=collect is not None and 'ref' in roles,
     reads_base=collect is not None and 'base' in roles,
     reads_teacher=collect is not None and 'teacher' in roles,
+    reads_judge=collect is not None and 'judge' in roles,
     replay=general('replay') if 'replay' in s.losses else (),
     replay_batch=s.replay_batch,
     replay_length=s.replay_length,
     buckets=tuple(s.buckets),
   )
+
+
+def plain_prompts(config, model: models.Model) -> Callable:
+  """plain(examples) -> their prompts by config.view.instruction, whatever drafts a round's have."""
+  view = {**plain(config.view), 'train_view': 'same', 'anchors': 0, 'transforms': ()}
+  draw = render.renderer(tokenizer=model.tokenizer, completion_length=1, **view)
+  return lambda examples: draw(examples, Plan()).sample
 
 
 def build_update(optimizer, micro: int, model: models.Model, terms, total: int, whole) -> Update:
@@ -288,6 +313,7 @@ def build_update(optimizer, micro: int, model: models.Model, terms, total: int, 
     learning_rate=rate,
     whole=whole,
     micro=micro,
+    **({'outputs': scores.outputs} if any(loss.scores for loss in terms.values()) else {}),
   )
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from past_jax.types import Curriculum, Plan, UserError
 
-SOURCES = ('none', 'given', 'self')
+SOURCES = ('none', 'given')
+DRAFTS = ('none', 'rejected', 'chosen', 'given', 'sampled', 'improved', 'orders')
 FIELDS = [field.name for field in dataclasses.fields(Plan)]
 
 
@@ -23,6 +24,8 @@ def _plan(where: str, values: Mapping[str, Any]) -> Plan:
   plan = dataclasses.replace(plan, refresh=frozenset(plan.refresh))
   if plan.anchor_source not in SOURCES:
     raise UserError(f'{where}.anchor_source={plan.anchor_source!r}: choose one of {", ".join(SOURCES)}.')
+  if plan.draft not in DRAFTS:
+    raise UserError(f'{where}.draft={plan.draft!r}: choose one of {", ".join(DRAFTS)}.')
   if not (math.isfinite(plan.temperature) and plan.temperature >= 0):
     raise UserError(f'{where}.temperature={plan.temperature}: give a number of at least 0 (0: greedy).')
   if plan.prompts < 0:
@@ -37,6 +40,7 @@ def constant(
   prompts: int = 8,
   epochs: int = 1,
   anchor_source: str = 'none',
+  draft: str = 'none',
   refresh: Sequence[str] = (),
 ) -> Curriculum:
   """Every round the same plan; the arguments are `Plan`'s.
@@ -44,7 +48,8 @@ def constant(
   Raises:
     UserError: a value out of its range.
   """
-  values = dict(temperature=temperature, prompts=prompts, epochs=epochs, anchor_source=anchor_source, refresh=refresh)
+  values = dict(temperature=temperature, prompts=prompts, epochs=epochs, anchor_source=anchor_source)
+  values |= dict(draft=draft, refresh=refresh)
   plan = _plan('curriculum', values)
   return lambda round_: plan
 
@@ -55,6 +60,7 @@ def stages(
   prompts: int = 8,
   epochs: int = 1,
   anchor_source: str = 'none',
+  draft: str = 'none',
   refresh: Sequence[str] = (),
 ) -> Curriculum:
   """Plans one after another: ((rounds, overrides of the other arguments), ...). The last one goes on for ever.
@@ -66,7 +72,8 @@ def stages(
   """
   if not plans:
     raise UserError("curriculum.plans is empty; give ((rounds, {'temperature': ...}), ...).")
-  defaults = dict(temperature=temperature, prompts=prompts, epochs=epochs, anchor_source=anchor_source, refresh=refresh)
+  defaults = dict(temperature=temperature, prompts=prompts, epochs=epochs, anchor_source=anchor_source)
+  defaults |= dict(draft=draft, refresh=refresh)
   ends, built = [], []
   for i, (rounds, overrides) in enumerate(plans):
     if rounds < 1:

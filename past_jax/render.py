@@ -1,7 +1,7 @@
 """Examples to prompts, on the host: the sampling view, the training view and the raw text."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,9 +25,10 @@ class Rendered(NamedTuple):
   trimmed: dict[str, int]  # how many prompts, texts and anchors were cut to fit
 
 
-def fill(template: str, example: Example) -> str:
-  """`{text}`, `{prompt}`, `{anchor}` and `{related}` replaced; braces in the data are left alone."""
+def fill(template: str, example: Example, draft: str = '') -> str:
+  """`{text}`, `{prompt}`, `{anchor}`, `{draft}` and `{related}` replaced; braces in the data are left alone."""
   parts = {'{text}': example.text, '{prompt}': example.prompt, '{anchor}': ''.join(map(said, example.anchors[:1]))}
+  parts['{draft}'] = draft
   parts['{related}'] = ' '.join(example.related)
   # One pass over the template: text that happens to contain '{prompt}' is data.
   out, rest = '', template
@@ -40,6 +41,19 @@ def fill(template: str, example: Example) -> str:
 def said(anchor: Any) -> str:
   """A given completion as people read it."""
   return anchor if isinstance(anchor, str) else '\n'.join(message['content'] for message in anchor)
+
+
+def sizes(view: Mapping[str, Any], improve: Mapping[str, Any], plan: Plan, completion_length: int):
+  """(P, A, T): tokens of a prompt, given completions of one, tokens of a completion, in rounds of such a plan."""
+  if plan.draft == 'none':
+    return view['prompt_length'], view['anchors'], completion_length
+  P, room = improve['prompt_length'], improve['prompt_length'] - view['prompt_length']
+  return (view['prompt_length'], 4, room + completion_length) if plan.draft == 'orders' else (P, 1, completion_length)
+
+
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+  """How many of the first ids are the same."""
+  return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
 def filled(rendered: Rendered, count: int) -> Rendered:
@@ -89,8 +103,14 @@ def renderer(
   anchors: int = 0,
   transforms: Sequence[str] = (),
   segment: int = 5,
+  improve: Mapping[str, Any] = {},
 ):
   """Returns render(examples, plan) -> Rendered.
+
+  With `plan.draft` a prompt is `improve['instruction']`, a template over `{draft}`, too, of up to
+  `improve['prompt_length']` tokens, and its one given completion, if the plan gives any, is the best anchor. The draft is
+  an anchor, or for `sampled` and `improved` the last one: whoever samples puts it there. In `orders` a row has
+  both anchors after each of both: what the two prompts share is the prompt, and the rest leads the completions.
 
   Args:
     instruction: the study instruction, a template over `{text}`, `{prompt}`, `{anchor}` and `{related}`.
@@ -102,10 +122,10 @@ def renderer(
     segment: most words of a segment of the transform `segment_reversal`.
   """
 
-  def encode(template: str, example: Example) -> list[int]:
+  def encode(template: str, example: Example, draft: str = '') -> list[int]:
     if example.messages and template == AS_IT_IS:
       return tokenizer.chat(example.messages)
-    text = fill(template, example)
+    text = fill(template, example, draft)
     return tokenizer.chat([{'role': 'user', 'content': text}]) if chat else tokenizer.plain(text)
 
   def completion(example: Example, anchor: Any) -> list[int]:
@@ -121,8 +141,34 @@ def renderer(
     ]
     return [[*ids, tokenizer.eos_id] if ids else [] for ids in made]
 
+  def asked(i: int, example: Example, plan: Plan) -> list[int]:
+    """Ids of the i-th prompt of a round."""
+    if plan.draft == 'none':
+      return encode(instruction, example)
+    place = {'chosen': 0, 'given': i % 2}.get(plan.draft, -1)
+    return encode(improve['instruction'], example, said(example.anchors[place]))
+
+  def in_orders(example: Example) -> tuple[list[int], list[list[int]], int]:
+    """(what the prompts share, the four completions behind the rest of their prompts, rests that were cut).
+
+    The order is that of `losses.judges.gap`. What is cut of a rest is its beginning, as of any prompt.
+    """
+    better, worse = example.anchors[:2]
+    room = improve['prompt_length'] - prompt_length
+    whole = {draft: encode(improve['instruction'], example, said(draft)) for draft in (better, worse)}
+    n = common(*(whole.values() if len(whole) > 1 else [whole[better]] * 2))
+    rest = {draft: ids[n:][-room:] for draft, ids in whole.items()}
+    orders = ((better, worse), (better, better), (worse, worse), (worse, better))
+    members = [completion(example, a) and [*rest[b], *completion(example, a)] for a, b in orders]
+    return whole[better][:n], members, sum(len(ids) - n > room for ids in whole.values())
+
   def render(examples: Sequence[Example], plan: Plan) -> Rendered:
-    sample_ids, sample_length, cut = pack(tokenizer, [encode(instruction, e) for e in examples], prompt_length)
+    P, A, T = sizes(dict(prompt_length=prompt_length, anchors=anchors), improve, plan, completion_length)
+    if plan.draft == 'orders':
+      asked_ids, rows, cut_drafts = zip(*map(in_orders, examples))
+    else:
+      asked_ids, rows, cut_drafts = [asked(i, e, plan) for i, e in enumerate(examples)], None, ()
+    sample_ids, sample_length, cut = pack(tokenizer, asked_ids, P)
     if not sample_length.all():
       where = examples[int(np.argmin(sample_length))].where
       raise UserError(
@@ -131,9 +177,9 @@ def renderer(
       )
     given, cut_anchors = None, 0
     if plan.anchor_source == 'given':
-      rows = [[*transformed(e), *(completion(e, anchor) for anchor in e.anchors)][:anchors] for e in examples]
-      rows = [row + [[]] * (anchors - len(row)) for row in rows]
-      ids, length, cut_anchors = pack_completions(rows, completion_length)
+      rows = rows or [[*transformed(e), *(completion(e, anchor) for anchor in e.anchors)][:A] for e in examples]
+      rows = [row + [[]] * (A - len(row)) for row in rows]
+      ids, length, cut_anchors = pack_completions(rows, T)
       given = Completions(ids, length)
     sample = Prompts(sample_ids, sample_length, given)
     if train_view == 'none':
@@ -144,6 +190,7 @@ def renderer(
     else:
       train = Prompts(sample_ids, sample_length)
     text, cut_texts = text_batch(tokenizer, [e.text for e in examples], text_length)
-    return Rendered(sample, train, text, {'prompts': cut, 'texts': cut_texts, 'anchors': cut_anchors})
+    trimmed = {'prompts': cut, 'texts': cut_texts, 'anchors': cut_anchors}
+    return Rendered(sample, train, text, trimmed | ({'drafts': sum(cut_drafts)} if cut_drafts else {}))
 
   return render

@@ -20,6 +20,7 @@ from past_jax.buffer import Buffer
 from past_jax.types import Loss, Plan, UserError
 
 ROLES = ('policy', 'base', 'ref')
+TRAINED = ('policy', 'judge')
 KINDS = {
   'generator': generators.TABLE,
   'judge': judges.TABLE,
@@ -29,7 +30,7 @@ KINDS = {
 }
 MODELS = (*ROLES, 'teacher')  # roles that sample and judge
 # Parameters that come from the run, not from the config.
-RESOURCES = ('policy', 'tokenizer', 'learning_rate', 'input_axes', 'setting')
+RESOURCES = ('policy', 'tokenizer', 'learning_rate', 'input_axes', 'setting', 'plain')
 MAY_CHANGE = ('checkpoint.', 'log.', 'eval.every', 'mesh.')  # on resume; and every stage's `rounds`
 
 # The same for components' keys, where the type of the default does not say it all; or (least, most).
@@ -132,13 +133,19 @@ def component_problems(table: Mapping[str, Callable], config: Mapping, where: st
   for key, value in config.items():
     default = takes[key].default if key in takes else None
     wanted = more.get(key, BOUNDS.get(key, type(default)))
-    choices = MODELS if key in ('role', 'opponent') else literal(takes[key].annotation) if key in takes else ()
+    choices = roles_for(table[name]) if key in ('role', 'opponent') else literal(takes[key].annotation) if key in takes else ()
     typed = wanted in WORDS or not isinstance(wanted, type)
     if typed and (problem := wrong_value(value, wanted)):
       out.append(f'{where}.{key}={value!r} must be {problem}.')
     elif choices and value not in choices:
       out.append(f'{where}.{key}={value!r}: choose one of {", ".join(choices)}.{nearest(value, choices)}')
   return out
+
+
+def roles_for(make: Callable) -> tuple[str, ...]:
+  """Those that a component may name: one whose own role is the judge's reads a scalar head, and no policy has one."""
+  own = inspect.signature(make).parameters
+  return ('judge', 'teacher') if 'role' in own and own['role'].default == 'judge' else MODELS
 
 
 def literal(annotation) -> tuple[str, ...]:
@@ -213,6 +220,16 @@ def samplers_of(stage) -> list[str]:
 def roles_of(stage) -> set[str]:
   """The roles that sample or judge."""
   return {*samplers_of(stage), arguments(judges.TABLE, stage.judge).get('role', 'policy')}
+
+
+def improve_of(config) -> dict[str, Any]:
+  """config.improve, which only configs have whose stages improve drafts."""
+  return plain(config.improve) if 'improve' in config else {}
+
+
+def optimizer_of(config, name: str) -> dict[str, Any]:
+  """config.optimizer with what the stage changes of it, if it does."""
+  return plain(config.optimizer) | (plain(config[name].optimizer) if 'optimizer' in config[name] else {})
 
 
 def completion_length(config, name: str) -> tuple[str, int]:

@@ -58,9 +58,10 @@ class SelfTestFailed(UserError):
 class Loop:
   """What one process holds while it studies.
 
-  What must survive it: `cursor`, `state`, `ref`, `batch`, `scored_by`, and `teacher` if it is a copy of the policy.
+  What must survive it: `cursor`, `state`, `ref`, `batch`, `scored_by`, `resting`, and `teacher` if it is a copy of the
+  policy.
 
-  While the updates of a round run, the only model on the devices is the one that is trained: `ref`, `teacher`, and
+  While the updates of a round run, the only model on the devices is the one that is trained: `ref`, `teacher`, `judge`, and
   `base` unless adapters compute with it, wait in host memory and are placed for what samples, judges or scores.
   """
 
@@ -86,6 +87,11 @@ class Loop:
     """Shapes and shardings of the train state: nothing is ever materialised unsharded."""
     return abstract_state(self.run.model, self.run.trained, self.run.mesh, stage)
 
+  def abstract(self, role: str):
+    """The same of the leaves of a role that are trained: `policy`'s, which are `ref`'s and a copied `teacher`'s, or `judge`'s."""
+    headed = next((s.headed for s in self.run.stages if s.trains == role), lambda leaves: leaves)
+    return abstract(self.run.model, self.run.mesh, lambda params: headed(self.run.trained(params)))
+
   def new_state(self, stage: Stage, params) -> TrainState:
     return state_program(stage, self.abstract_state(stage))(params)
 
@@ -95,8 +101,9 @@ class Loop:
     first = self.checkpoints.latest_host()
     if first is None:
       self.cursor = Cursor(0, 0, 0, 0, run.stream.start())
-      params = run.model.read(run.mesh)
-      self.state, self.ref = self.new_state(run.stages[0], run.trained(params)), None
+      params, stage = run.model.read(run.mesh), run.stages[0]
+      self.state, self.ref = self.new_state(stage, stage.headed(run.trained(params))), None
+      self.resting = {} if stage.trains == 'policy' else {'policy': mesh_lib.park(run.trained(params))}
       self.keep_base(params)
       self.keep_teacher()
       return False
@@ -104,10 +111,9 @@ class Loop:
     def abstract(specs: dict):
       """The tree that a checkpoint with these arrays holds; the round's batch comes back as plain host arrays."""
       tree = {'state': self.abstract_state(run.stages[self.stage_of(first)])}
-      if any(name.startswith('ref/') for name in specs):
-        tree['ref'] = tree['state'].params
-      if any(name.startswith('teacher/') for name in specs):
-        tree['teacher'] = tree['state'].params
+      for role in ('ref', 'teacher', 'policy', 'judge'):
+        if any(name.startswith(f'{role}/') for name in specs):
+          tree[role] = self.abstract('judge' if role == 'judge' else 'policy')
       batch = {name: spec for name, spec in specs.items() if name.startswith('batch/')}
       if batch:
         replicated = mesh_lib.replicated(run.mesh)
@@ -121,6 +127,7 @@ class Loop:
     host, tree = restored.host, restored.tree
     self.cursor = Cursor(**host['cursor'])
     self.state, self.ref = tree['state'], mesh_lib.park(tree['ref']) if 'ref' in tree else None
+    self.resting = {role: mesh_lib.park(tree[role]) for role in ('policy', 'judge') if role in tree}
     self.batch = unpack(tree['batch'], run.mesh) if 'batch' in tree else None
     for name, value in host['seconds'].items():
       self.seconds[name] += value
@@ -147,7 +154,7 @@ class Loop:
 
   def keep_base(self, params) -> None:
     """The frozen base, if the run reads it. `base_bits` tells that of adapters from another; None: no adapters."""
-    adapters = lora.is_adapters(self.state.params)
+    adapters = lora.is_adapters(self.abstract('policy'))
     self.base = params if adapters else mesh_lib.park(params) if self.run.keeps_base else None
     self.base_bits = int(lora.fingerprint(params)) if adapters else None
 
@@ -155,7 +162,7 @@ class Loop:
     """The role `teacher` in host memory: `copy`, if the run had one; else the policy as it is now, or a model's own."""
     run = self.run
     if run.copies_teacher:
-      self.teacher = mesh_lib.park(self.state.params if copy is None else copy)
+      self.teacher = mesh_lib.park(self.leaves('policy') if copy is None else copy)
     else:
       self.teacher = mesh_lib.park(run.teacher.read(run.mesh)) if run.teacher else None
 
@@ -163,8 +170,9 @@ class Loop:
     return min(host['cursor']['stage'], len(self.run.stages) - 1)
 
   def save(self, batch: Batch | None = None) -> None:
-    tree, stage = {'state': self.state}, self.run.stages[self.cursor.stage]
-    whole = lambda parked: self.placed(stage, parked) if hosts.several() else parked
+    tree = {'state': self.state}
+    whole = lambda parked, role='policy': self.placed(parked, role) if hosts.several() else parked
+    tree |= {role: whole(parked, role) for role, parked in self.resting.items()}
     if self.ref is not None:
       tree['ref'] = whole(self.ref)
     if self.run.copies_teacher:
@@ -205,25 +213,32 @@ class Loop:
     """What the trained parameters need beside them to be a model."""
     return {} if self.base_bits is None else {'base': self.base}
 
-  def policy(self):
-    return self.run.whole(self.frozen(), self.state.params)
+  def leaves(self, role: str):
+    """What is trained of the role `policy` or `judge`, on the devices."""
+    trains = self.run.stages[self.cursor.stage].trains
+    return self.state.params if role == trains else self.placed(self.resting[role], role)
 
-  def placed(self, stage: Stage, parked):
-    """What waits in host memory, on the devices."""
-    return mesh_lib.put(parked, jax.tree.map(lambda x: x.sharding, self.abstract_state(stage).params))
+  def model(self, role: str):
+    return self.run.whole(self.frozen(), self.leaves(role))
 
-  def base_weights(self, stage: Stage):
-    return self.frozen().get('base') or self.placed(stage, self.base)
+  def placed(self, parked, role: str = 'policy'):
+    """What waits in host memory, shaped as the trained leaves of a role, on the devices."""
+    return mesh_lib.put(parked, jax.tree.map(lambda x: x.sharding, self.abstract(role)))
+
+  def base_weights(self):
+    return self.frozen().get('base') or self.placed(self.base)
 
   def weights(self, stage: Stage) -> dict:
     """The roles that the stage's collecting reads, on the devices."""
-    roles, frozen = {'policy': self.policy()}, self.frozen()
+    roles, frozen = {'policy': self.model('policy')}, self.frozen()
     if stage.refreshes:
-      roles['ref'] = self.run.whole(frozen, self.placed(stage, self.ref))
+      roles['ref'] = self.run.whole(frozen, self.placed(self.ref))
     if stage.reads_base:
-      roles['base'] = self.base_weights(stage)
+      roles['base'] = self.base_weights()
+    if stage.reads_judge:
+      roles['judge'] = self.model('judge')
     if stage.reads_teacher and self.run.copies_teacher:
-      roles['teacher'] = self.run.whole(frozen, self.placed(stage, self.teacher))
+      roles['teacher'] = self.run.whole(frozen, self.placed(self.teacher))
     elif stage.reads_teacher:
       shapes = jax.eval_shape(self.run.teacher.policy.init, jax.random.key(0))
       roles['teacher'] = mesh_lib.put(self.teacher, mesh_lib.shardings(self.run.mesh, shapes, models.RULES))
@@ -277,7 +292,7 @@ class Loop:
     first = self.ref is None
     refreshed = stage.refreshes and c.update == 0 and (first or 'ref' in plan.refresh)
     if refreshed:
-      old = self.state.params if first else self.placed(stage, self.ref)
+      old = self.state.params if first else self.placed(self.ref)
       self.ref = mesh_lib.park(self.state.params if stage.rate == 1 else mixed(self.state.params, old, stage.rate))
     # Whether the reference is, as this round begins, the policy itself; only then can the first update be checked.
     copied = refreshed and (first or stage.rate == 1)
@@ -407,7 +422,7 @@ class Loop:
     self.enter('evaluate', self.run.eval_calls)
     done = rows(self.workdir / 'evaluations.jsonl') if hosts.is_first() else []
     before = next((row['samples'] for row in done if row['when'] == 'before'), ())
-    metrics, samples = self.run.evaluate(self.policy(), self.tick, before)
+    metrics, samples = self.run.evaluate(self.model('policy'), self.tick, before)
     writer.evaluation({'when': when, 'step': self.cursor.step, 'metrics': metrics, 'samples': samples})
 
   def evaluated(self, when: str) -> bool:
@@ -448,12 +463,7 @@ class Loop:
       stage = self.run.stages[self.cursor.stage]
       if self.cursor.round >= stage.rounds:
         self.cursor = Cursor(self.cursor.stage + 1, 0, 0, self.cursor.step, self.cursor.position)
-        stage = self.run.stages[self.cursor.stage]
-        if self.run.copies_teacher:
-          self.keep_teacher()
-        start = self.run.trained(self.base_weights(stage)) if self.run.restarts else self.state.params
-        self.state, self.ref = self.new_state(stage, start), None
-        self.batch, self.examples = None, {}
+        self.begin(stage.trains, self.run.stages[self.cursor.stage])
         continue
       begins = self.cursor.step and self.cursor.round == self.cursor.update == 0
       if self.run.eval_every and begins and not self.evaluated(when := f'stage {stage.name}'):
@@ -475,6 +485,25 @@ class Loop:
         if self.stop.here():
           raise Stopped
 
+  def begin(self, before: str, stage: Stage) -> None:
+    """Hands the weights over to the next stage; `before`: the role that the last one trained.
+
+    A judge that was not trained yet begins as the policy is, with a head.
+    """
+    if stage.trains != before:
+      self.resting[before] = mesh_lib.park(self.state.params)
+    if stage.trains in self.resting:
+      start = self.placed(self.resting.pop(stage.trains), stage.trains)
+    else:
+      start = self.state.params if stage.trains == before else stage.headed(self.state.params)
+    self.state = None  # its moments make room
+    if self.run.copies_teacher:
+      self.teacher = mesh_lib.park(start if stage.trains == 'policy' else self.resting['policy'])
+    if self.run.restarts and stage.trains == 'policy':
+      start = self.run.trained(self.base_weights())
+    self.state, self.ref = self.new_state(stage, start), None
+    self.batch, self.examples = None, {}
+
   def write_timing(self) -> None:
     if not hosts.is_first():
       return
@@ -486,11 +515,16 @@ class Loop:
     report.write(self.workdir)
 
 
+def abstract(model: models.Model, mesh, make):
+  """Shapes and shardings of make(the model's parameters)."""
+  tree = jax.eval_shape(lambda key: make(model.policy.init(key)), jax.random.key(0))
+  placed = mesh_lib.shardings(mesh, tree, models.RULES)
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, placed)
+
+
 def abstract_state(model: models.Model, trained, mesh, stage: Stage) -> TrainState:
-  """Shapes and shardings of a stage's train state."""
-  state = jax.eval_shape(lambda key: stage.update.init(trained(model.policy.init(key))), jax.random.key(0))
-  placed = mesh_lib.shardings(mesh, state, models.RULES)
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
+  """The same of a stage's train state."""
+  return abstract(model, mesh, lambda params: stage.update.init(stage.headed(trained(params))))
 
 
 def state_program(stage: Stage, abstract: TrainState):

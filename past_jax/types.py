@@ -62,9 +62,13 @@ class Plan:
   """What one round does; a pure function of the round's number."""
 
   temperature: float = 1.0
-  anchor_source: str = 'none'  # none | given | self
+  anchor_source: str = 'none'  # none | given
   prompts: int = 8  # prompts per round; 0: all rows of the data
   epochs: int = 1  # passes of the update over the round's batch
+  # The response that the prompt asks to improve, {draft} of config.improve.instruction. none: config.view.instruction is
+  # the prompt | rejected | chosen | given: one of both, in turn | sampled: the base's | improved: the base's, improved by
+  # the policy | orders: of a pair either, for both of them (`losses.judges.gap`)
+  draft: str = 'none'
   refresh: frozenset[str] = frozenset()  # roles that move to the policy, or towards it, before the round
   stage: str = ''
 
@@ -182,7 +186,8 @@ Curriculum = Callable[[int], Plan]  # pure
 class Loss:
   """(outputs, batch) -> (scalar, metrics), and what it asks of the run. It never sees the model.
 
-  `outputs['logps_BxGxT']` are the policy's log-probs of the batch's members; a named statistic is `NAME_BxGxT`.
+  `outputs['logps_BxGxT']` are the policy's log-probs of the batch's members; a named statistic is `NAME_BxGxT`. With
+  `scores` there is `outputs['score_BxG']` instead.
   """
 
   value: Callable[[Mapping[str, Array], Batch], tuple[Array, Metrics]]
@@ -190,8 +195,10 @@ class Loss:
   reference: bool = True  # reads `ref_logps`; if no loss does, none are computed
   old: bool = False  # reads `old_logps`, those of the policy that sampled
   # `pairs`; `differences`: pairs, of which some may be ties; `wins`: pairs, scored by the probability of winning;
-  # `scores` of every member; `group`: the same, of several; '': any row will do, raw texts included
+  # `scores` of every member; `group`: the same, of several; `orders`: pairs given in four orders (`Plan.draft`); '': any
+  # row will do, raw texts included
   needs: str = ''
+  scores: bool = False  # reads `score_BxG` of a judge that is trained, not log-probs of a policy
   sources: tuple[int, ...] = ()  # it learns from members of these, and from nothing where there are none
   # Metric -> (what it is where the policy is the reference, by how much it moves at most if every completion's
   # log-ratio is off by up to a nat). The self-test of a run.
@@ -204,12 +211,13 @@ class Loss:
 class Judge(NamedTuple):
   """score: (weights, key, group, examples) -> Judgement. It may run on the host; examples are the B `Example`s.
 
+  One that learns has its weights in the role `judge`, which a stage with `trains='judge'` updates.
+
   With `on_host` it asks nothing of a device and sees no weights: each host scores its own prompts.
   lower: (weights, group) -> its program for a group of these shapes, lowered; None: it has none.
   """
 
   score: Callable[..., Judgement]
-  fit: Callable | None = None
   on_current_policy: bool = False
   on_host: bool = False
   lower: Callable | None = None

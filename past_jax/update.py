@@ -157,6 +157,7 @@ def gradient(
   whole: Callable = lambda weights, trained: trained,
   micro: int = 0,
   chunk: int = CHUNK,
+  outputs: Callable = logps_lib.outputs,
 ) -> Update:
   """One step of `optimizer` on sum_term weight * loss(term's batch).
 
@@ -173,6 +174,7 @@ def gradient(
   Args:
     micro: prompts of each term whose activations exist at once; 0: all. A term's batch has a multiple, or no more.
     chunk: tokens of a device whose logits exist at once.
+    outputs: what losses read of the model: `logps.outputs`, or `scores.outputs` of a judge.
   """
 
   statistics = {term: loss.statistics for term, (_, loss) in losses.items()}
@@ -180,17 +182,18 @@ def gradient(
   def init(params) -> TrainState:
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
-  def objective(outputs, batches):
+  def objective(found, batches):
     total, metrics = jnp.float32(0), {}
     for term, (weight, loss) in losses.items():
-      batch, logps = batches[term], outputs[term]['logps_BxGxT']
-      value, named = loss(outputs[term], batch)
+      batch, out = batches[term], found[term]
+      value, named = loss(out, batch)
       total += weight * value
       for name, x in named.items():  # a public name is of the first loss (a config's are sorted) that has it
         public = public_name(term, name)
         metrics[f'{term}/{name}' if public in metrics else public] = x
-      metrics[f'bad/{term}'] = ~jnp.isfinite(logps).all(axis=(1, 2))
-      metrics[f'{term}/tokens'] = token_mask(batch.prompts, batch.length_BxG, logps.shape[2]).sum()
+      main = out['score_BxG' if loss.scores else 'logps_BxGxT']
+      metrics[f'bad/{term}'] = ~jnp.isfinite(main).reshape(len(main), -1).all(1)
+      metrics[f'{term}/tokens'] = token_mask(batch.prompts, batch.length_BxG, batch.ids_BxGxT.shape[2]).sum()
     return total, metrics
 
   def step(state: TrainState, weights, batches) -> tuple[TrainState, dict]:
@@ -200,13 +203,13 @@ def gradient(
       batch = batches[term]
       B = len(batch.length_BxG)
       together[B // micro if 0 < micro < B else 1][term] = batch.prompts, batch.ids_BxGxT, batch.length_BxG
-    score = lambda trained, rows: logps_lib.outputs(policy, whole(weights, trained), rows, statistics, chunk=chunk)
-    outputs, pulls = {}, []
+    score = lambda trained, rows: outputs(policy, whole(weights, trained), rows, statistics, chunk=chunk)
+    found, pulls = {}, []
     for parts, rows in together.items():
       out, pull = forward(score, state.params, rows, parts)
-      outputs |= out
+      found |= out
       pulls.append((pull, list(rows)))
-    (loss, metrics), cotangents = jax.value_and_grad(objective, has_aux=True)(outputs, batches)
+    (loss, metrics), cotangents = jax.value_and_grad(objective, has_aux=True)(found, batches)
     grads = jax.tree.map(jnp.zeros_like, state.params)
     for pull, terms in pulls:
       grads = pull({term: cotangents[term] for term in terms}, grads)

@@ -6,6 +6,7 @@ from past_jax.judges.likelihood_gain import likelihood_gain
 from past_jax.judges.majority import majority
 from past_jax.judges.order import order
 from past_jax.judges.preference import preference
+from past_jax.judges.reward import reward
 from past_jax.judges.text import text
 from past_jax.judges.tool import tool
 
@@ -18,6 +19,7 @@ TABLE = {
   'tool': tool,
   'preference': preference,
   'order': order,
+  'reward': reward,
   'random': random,
   'constant': constant,
 }

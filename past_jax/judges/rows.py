@@ -26,24 +26,24 @@ def bodies(tokenizer, group: Group) -> list[list[list[int]]]:
   return [[body(b, g) for g in range(ids.shape[1])] for b in range(ids.shape[0])]
 
 
-def scorer(policy: Policy, chunk: int):
-  """`group_logps` for any number of prompts, `chunk` at a time.
+def scorer(policy: Policy, chunk: int, of=group_logps):
+  """`group_logps`, or another such function, for any number of prompts, `chunk` at a time.
 
   Every call has the same shapes: one program, and memory that does not grow with the round. The last call is filled up
   by repeating a row.
 
   Returns:
-    score(params, prompts, ids_NxKxT, length_NxK) -> logps_NxKxT, numpy float32; `score.lower(params, P, K, T)` is the
+    score(params, prompts, ids_NxKxT, length_NxK) -> logps_NxKxT (or what `of` gives), numpy float32; `score.lower(params, P, K, T)` is the
     program of a call, lowered
   """
   # Replicated at the end, so that every process can read all of it.
-  program = jax.jit(lambda *args: constrain(group_logps(policy, *args)))
+  program = jax.jit(lambda *args: constrain(of(policy, *args)))
 
   def score(params, prompts: Prompts, ids_NxKxT, length_NxK) -> np.ndarray:
     rows = host((Prompts(prompts.ids_BxP, prompts.length_B), ids_NxKxT, length_NxK))
     N = len(rows[2])
     if N == 0:
-      return np.zeros(ids_NxKxT.shape, np.float32)
+      return np.zeros(jax.eval_shape(functools.partial(of, policy), params, *rows).shape, np.float32)
     picks = [np.minimum(np.arange(start, start + chunk), N - 1) for start in range(0, N, chunk)]
     calls = [program(params, *jax.tree.map(functools.partial(np.take, indices=pick, axis=0), rows)) for pick in picks]
     return np.concatenate(host(calls))[:N]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from past_jax.losses import pairs
 from past_jax.losses.groups import grpo, nash_md, rloo
+from past_jax.losses.judges import bradley_terry, gap
 from past_jax.losses.rows import kto, nll, optimism
 from past_jax.types import Batch, Loss, UserError
 
@@ -41,6 +42,7 @@ def add(terms: Sequence[tuple[float, str, Loss]]) -> Loss:
     statistics=tuple(dict.fromkeys(x for part in parts for x in part.statistics)),
     reference=any(part.reference for part in parts),
     old=any(part.old for part in parts),
+    scores=any(part.scores for part in parts),
     at_reference={f'{name}/{key}': x for _, name, part in terms for key, x in part.at_reference.items()},
   )
 
@@ -50,4 +52,4 @@ PAIRS = (
   *(pairs.nca_pair, pairs.bco_pair, pairs.sppo_hard, pairs.sppo, pairs.apo_zero, pairs.apo_down),
   *(pairs.aot, pairs.aot_unpaired, pairs.simpo, pairs.cpo, pairs.orpo),
 )
-TABLE = {make.__name__: make for make in (*PAIRS, nll, kto, optimism, grpo, rloo, nash_md)}
+TABLE = {make.__name__: make for make in (*PAIRS, nll, kto, optimism, grpo, rloo, nash_md, bradley_terry, gap)}

@@ -47,6 +47,7 @@ RULES = (  # parameter path -> mesh axes, leading axis of `layers/` is the layer
   ('(q|k|v)/bias$', (None, 'tensor', None)),
   ('(gate|up)/bias$', (None, 'tensor')),
   ('((o|down|norm)/bias|scale|lora_a|lora_b)$', ()),
+  ('score/kernel$', ('fsdp', None)),
 )
 # Of one layer while decoding. Each device keeps its part of a kernel, along what the product leaves (q, k, v, gate, up)
 # or sums over (o, down), and activations move: a token's kernels are many times as large.
