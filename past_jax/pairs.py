@@ -7,13 +7,10 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from past_jax.collect import collector, sample
 from past_jax.data.stream import permutation
-from past_jax.generators import sampler
-from past_jax.mesh import host
-from past_jax.render import fill, pack
-from past_jax.text import completion_text
-from past_jax.types import Example, Policy, Prompts, UserError
+from past_jax.render import fill
+from past_jax.types import Example, Policy, UserError
+from past_jax.writer import writer
 
 SEPARATOR = ','
 
@@ -35,17 +32,12 @@ def finder(
     prompt_length, length: tokens of prompt and list; what is longer is cut.
     chunk: passages per call of the sampler.
   """
-  generate = sampler(policy=policy, tokenizer=tokenizer, role='model', group=1, length=length, stop=('\n',))
-  c = collector(policy=policy, generate=generate, judge=None, select=None, mesh=mesh, prompts_per_call=chunk)
+  shape = dict(prompt_length=prompt_length, length=length, chunk=chunk)
+  write = writer(policy=policy, tokenizer=tokenizer, mesh=mesh, stop=('\n',), **shape)
 
   def find(params, examples: Sequence[Example]) -> list[tuple[str, ...]]:
     rows = [tokenizer.plain(fill(instruction, example)) for example in examples]
-    ids_BxP, length_B, _ = pack(tokenizer, rows, prompt_length)
-    quiet = dict(phase=lambda name: None, tick=lambda arrays: arrays)
-    prompts = Prompts(ids_BxP, length_B)
-    group = sample(c, {'model': params}, jax.random.key(0), prompts, 0.0, len(examples), **quiet)
-    ids_BxT, length_B = (x[:, 0] for x in host((group.ids_BxGxT, group.length_BxG)))
-    lists = [completion_text(tokenizer, ids, int(n)) for ids, n in zip(ids_BxT, length_B)]
+    lists = write(params, jax.random.key(0), rows, 0.0)
     return [mentioned(example.text, names) for example, names in zip(examples, lists, strict=True)]
 
   return find

@@ -37,7 +37,7 @@ MAY = {
   'render': {'types', 'text', 'transforms'},
   'models': LEAVES | {'models'},
   'data': {'types', 'data'},
-  'evals': LEAVES | {'render', 'data', 'evals'},
+  'evals': LEAVES | {'render', 'data', 'evals', 'writer'},
   'generators': LEAVES,
   'tools': {'types', 'answers', 'tools'},
   'judges': LEAVES | {'judges', 'answers', 'tools'},
@@ -47,7 +47,8 @@ MAY = {
   'curricula': {'types'},
   'update': LEAVES,
   'collect': LEAVES | {'hosts', 'selects'},
-  'pairs': LEAVES | {'collect', 'data', 'generators', 'render'},
+  'writer': LEAVES | {'generators', 'render'},
+  'pairs': {'types', 'data', 'render', 'writer'},
   'main': {'types', 'heap', 'compile_cache'},
 }
 ABOVE = {'__init__', 'settings', 'checks', 'build', 'train', 'aot', 'commands'}  # these may import all
