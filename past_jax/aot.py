@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from past_jax import build, hlo, judges, mesh, models, train
+from past_jax import build, hlo, judges, mesh, models, render, scores, train
 from past_jax.chips import Topology, amount
 from past_jax.render import text_batch
-from past_jax.settings import arguments, completion_length, rows_of, samplers_of
+from past_jax.settings import arguments, completion_length, improve_of, rows_of, samplers_of
 from past_jax.types import Completions, Judgement, Prompts
 
 UNITS = {'': 1, 'K': 1 << 10, 'M': 1 << 20, 'G': 1 << 30, 'T': 1 << 40}

@@ -27,6 +27,7 @@ from past_jax.coverage import coverage
 from past_jax.data import recorded, related, sources
 from past_jax.data.stream import Stream, permutation
 from past_jax.data.worlds.general import general
+from past_jax.drafts import SAMPLED, drafter
 from past_jax.evals.perplexity import perplexity
 from past_jax.evals.setting import Evaluation, Setting
 from past_jax.models.transformer import INPUT_AXES
@@ -59,6 +60,7 @@ class Stage(NamedTuple):
   collector: Collector | None  # None: nothing is sampled
   reference: Reference | None
   render: Callable
+  draft: Callable | None  # (weights, key, examples, improved, tick) -> responses to improve; None: none are sampled
   update: Update
   terms: tuple[str, ...]
   old: Reference | None  # the same for the log-probs of the policy that sampled
@@ -232,6 +234,13 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int,
   terms = losses_by_term(s)
   group = terms['group'] if 'group' in terms else None
   roles = {role for p in plans for role in p.refresh}
+  draft = None
+  if any(p.draft in SAMPLED for p in plans):
+    roles.add('base')
+    stop = arguments(generators.TABLE, s.generator)['stop']
+    length = completion_length(config, name)[1]
+    options = dict(view=plain(config.view), improve=improve_of(config), length=length, stop=stop)
+    draft = drafter(policy=model.policy, tokenizer=model.tokenizer, mesh=mesh_, chunk=s.sample_prompts, **options)
   if 'group' in s.losses:
     generator, judge = arguments(generators.TABLE, s.generator), arguments(judges.TABLE, s.judge)
     of = lambda keys: teacher if keys.get('role') == 'teacher' else model.policy
@@ -279,6 +288,7 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int,
       improve=improve_of(config),
       **plain(config.view),
     ),
+    draft=draft,
     update=build_update(optimizer_of(config, name), s.micro, model, terms, sum(counts), whole),
     terms=tuple(s.losses),
     old=old,

@@ -26,11 +26,13 @@ from past_jax import (
 )
 from past_jax.data import sources, worlds
 from past_jax.data.worlds.general import general
+from past_jax.drafts import SAMPLED
 from past_jax.judges.likelihood_gain import NEEDS
 from past_jax.models.transformer import REMAT
 from past_jax.settings import (
   KINDS,
   ROLES,
+  TRAINED,
   arguments,
   completion_length,
   component,
@@ -40,7 +42,9 @@ from past_jax.settings import (
   literal,
   losses_by_term,
   losses_of,
+  improve_of,
   nearest,
+  optimizer_of,
   plain,
   plans_of,
   roles_of,
@@ -53,7 +57,7 @@ TERMS = ('text', 'group', 'replay')
 PAIRWISE = ('best_vs', 'all_pairs')
 # What a loss needs -> who gives it.
 SELECTS = {
-  **{'': (), 'scores': ('everything',), 'group': ('everything',)},
+  **{'': (), 'scores': ('everything',), 'group': ('everything',), 'orders': ('everything',)},
   **dict.fromkeys(('pairs', 'differences', 'wins'), PAIRWISE),
 }
 SELF_REWARDS = ('likelihood', 'length_normalised', 'majority')
@@ -88,6 +92,7 @@ KEYS = {
   'checkpoint': {'every': 1, 'keep': 1},
   'log': {'groups': 0},
 }
+IMPROVE = {'instruction': str, 'prompt_length': 2, 'temperature': 0.0}  # config.improve, of configs that have it
 STAGE_KEYS = {
   **{'trains': str, 'rounds': 1, 'batch': 1, 'micro': 0, 'sample_prompts': 1, 'buckets': tuple, 'answers': str},
   **dict.fromkeys(KINDS, Mapping),
@@ -109,12 +114,14 @@ def check(config, devices: int) -> list[str]:
   tree, values = plain(config), flat(config)
   stages = tree['stages'] if isinstance(tree.get('stages'), tuple | list) else ()
   unlisted = [k for k, v in tree.items() if isinstance(v, Mapping) and 'rounds' in v]  # stages left out of the run
-  out = key_problems(tree, KEYS, more=(*stages, *unlisted))
+  out = key_problems(tree, KEYS, more=(*stages, *unlisted, 'improve'))
+  if 'improve' in tree:
+    out += key_problems(tree, {'improve': IMPROVE}, more=tuple(tree))
   if 'stages' in tree and not stages:
     out.append("config.stages is empty: name at least one stage, as in ('study',).")
   for name in stages:
     if isinstance(tree.get(name), Mapping):
-      out += key_problems(tree[name], STAGE_KEYS, f'config.{name}')
+      out += key_problems(tree[name], STAGE_KEYS, f'config.{name}', more=('optimizer',))
     else:
       out.append(f'config.stages names {name!r}, but there is no config.{name}.{nearest(name, unlisted)}')
   if out:
@@ -148,7 +155,10 @@ def check(config, devices: int) -> list[str]:
     out.append('config.model.lora.targets are set, but rank=0 trains all parameters: set config.model.lora.rank too.')
   if adapters.rank and not adapters.alpha:
     out.append('config.model.lora.alpha=0 scales the adapters away: rank is a good value.')
-  out += optimizer_problems(tree)
+  out += optimizer_problems(tree['optimizer'], tree)
+  for name in stages:
+    if 'optimizer' in tree[name]:
+      out += optimizer_problems(optimizer_of(config, name), tree, f'config.{name}.optimizer')
   if config.teacher.restart and config.teacher.spec != 'policy':
     out.append("config.teacher.restart needs config.teacher.spec='policy', or nothing of a stage is left to the next.")
   if config.pairs.size == 1:
@@ -184,18 +194,18 @@ def check(config, devices: int) -> list[str]:
   return out
 
 
-def optimizer_problems(tree: Mapping) -> list[str]:
+def optimizer_problems(optimizer: Mapping, tree: Mapping, at: str = 'config.optimizer') -> list[str]:
   rate = {'lr': 0.0, 'schedule': str, 'warmup': (0.0, 1.0), 'end': (0.0, 1.0)}
-  out = component_problems(update.OPTIMIZERS, tree['optimizer'], 'config.optimizer', rate)
+  out = component_problems(update.OPTIMIZERS, optimizer, at, rate)
   if out:
     return out
   choices = literal(inspect.signature(update.schedule).parameters['schedule'].annotation)
-  if (value := tree['optimizer']['schedule']) not in choices:
+  if (value := optimizer['schedule']) not in choices:
     near = nearest(value, choices)
-    out.append(f'config.optimizer.schedule={value!r}: choose one of {", ".join(choices)}.{near}')
-  if tree['optimizer']['name'] == 'muon' and tree['model']['lora']['rank']:
+    out.append(f'{at}.schedule={value!r}: choose one of {", ".join(choices)}.{near}')
+  if optimizer['name'] == 'muon' and tree['model']['lora']['rank']:
     out.append(
-      "config.optimizer 'muon' orthogonalizes whole kernels, and config.model.lora trains none: choose another."
+      f"{at} 'muon' orthogonalizes whole kernels, and config.model.lora trains none: choose another."
     )
   return out
 
@@ -226,8 +236,8 @@ def stage_problems(config, name: str) -> list[str]:
     )
   if s.buffer.get('name') != 'fresh' and 'text' in s.losses:
     out.append(f"{at}.losses.text is about the round's own texts, which no buffer keeps: take {at}.buffer 'fresh'.")
-  if s.trains != 'policy':
-    out.append(f"{at}.trains={s.trains!r}: only 'policy' can be trained so far.")
+  if s.trains not in TRAINED:
+    out.append(f'{at}.trains={s.trains!r}: choose one of {", ".join(TRAINED)}.{nearest(s.trains, TRAINED)}')
   if s.reference.role not in ROLES:
     out.append(f'{at}.reference.role={s.reference.role!r}: choose one of {", ".join(ROLES)}.')
   if not 0 < s.reference.rate <= 1:
@@ -269,6 +279,7 @@ def stage_problems(config, name: str) -> list[str]:
       elif loss.needs == 'pairs' and keeps_ties:
         out.append(f"{at}.losses.group.{name} learns who won, and {at}.select.ties='keep' has pairs that nobody won.")
   judge = arguments(judges.TABLE, s.judge)
+  out += trained_problems(config, name, terms, judge) + draft_problems(config, name, plans, terms)
   frozen = {'base'} if config.teacher.spec == 'policy' else {'base', 'teacher'}
   if judge['name'] in SELF_REWARDS and judge['role'] not in frozen:
     out.append(
@@ -308,8 +319,6 @@ def stage_problems(config, name: str) -> list[str]:
       f"{at}.reference.rate={s.reference.rate} moves the role 'ref' when it is refreshed: set {at}.reference.role="
       f"'ref' and {at}.curriculum.refresh=('ref',)."
     )
-  if any(plan.anchor_source == 'self' for plan in plans):
-    out.append(f"{at}.curriculum.anchor_source='self' is not built yet: choose 'none' or 'given'.")
   if not reads_anchors and any(plan.anchor_source == 'given' for plan in plans):
     out.append(
       f"{at}.curriculum.anchor_source='given' needs {at}.generator 'given', or the sampler's key anchors=True: nothing "
@@ -327,9 +336,53 @@ def stage_problems(config, name: str) -> list[str]:
   return out
 
 
+def trained_problems(config, name: str, terms: Mapping, judge: Mapping) -> list[str]:
+  """What a stage that trains a judge, or is judged by one, lacks."""
+  s, at, out = config[name], f'config.{name}', []
+  every = [(f'{at}.losses.{term}.{loss}', of.scores) for term, named in terms.items() for loss, of in named.items()]
+  if s.trains == 'judge' and (wrong := [where for where, scores in every if not scores]):
+    out.append(f"{wrong[0]} is of a policy; {at}.trains='judge' takes losses of scores: bradley_terry, gap.")
+  if s.trains != 'judge' and (wrong := [where for where, scores in every if scores]):
+    out.append(f"{wrong[0]} trains a judge: set {at}.trains='judge'.")
+  before = config.stages[: config.stages.index(name)]
+  if judge.get('role') == 'judge' and not any(config[other].trains == 'judge' for other in before):
+    out.append(f"{at}.judge {judge['name']!r} reads the role 'judge', which no stage before {name!r} trains.")
+  return out
+
+
+def draft_problems(config, name: str, plans: Sequence, terms: Mapping) -> list[str]:
+  """What stages that improve drafts lack; `plans`: of the stage's rounds."""
+  at, drafts = f'config.{name}.curriculum', {plan.draft for plan in plans}
+  needs = any(loss.needs == 'orders' for named in terms.values() for loss in named.values())
+  if needs != ('orders' in drafts):
+    return [f"{at}.draft='orders' and the loss gap belong together: one has what the other needs."]
+  if drafts == {'none'}:
+    return []
+  improve, view, out = improve_of(config), config.view, []
+  if not improve:
+    keys = ', '.join(IMPROVE)
+    return [f'{at}.draft={min(drafts - {"none"})!r} needs config.improve with the keys {keys}: see configs/pit.py.']
+  if '{draft}' not in improve['instruction']:
+    out.append("config.improve.instruction lacks {draft}, where the response to improve goes.")
+  if improve['prompt_length'] <= view.prompt_length:
+    out.append(
+      f'config.improve.prompt_length={improve["prompt_length"]} must be above config.view.prompt_length='
+      f'{view.prompt_length}: what it has more is the room for a draft.'
+    )
+  if view.train_view != 'same':
+    out.append(f"config.view.train_view={view.train_view!r}: what improves a draft is trained with it in view, 'same'.")
+  if view.transforms:
+    out.append('config.view.transforms are of passages; prompts with drafts have none.')
+  if len(drafts & {'none'}) and len(drafts) > 1 or len(drafts & {'orders'}) and len(drafts) > 1:
+    out.append(f"{at} mixes drafts {sorted(drafts)}: prompts of a stage have one length, and 'none' and 'orders' others.")
+  if 'orders' in drafts and any(plan.anchor_source != 'given' for plan in plans):
+    out.append(f"{at}.draft='orders' needs {at}.anchor_source='given' and the generator 'given'.")
+  return out
+
+
 def check_examples(config, examples: Sequence[Example]) -> list[str]:
   """What the stages need of the rows and some row lacks; names the first such row."""
-  needs = {}  # field -> who needs it
+  needs, paired = {}, set()  # field -> who needs it; who needs two anchors
   for name in config.stages:
     s, at = config[name], f'config.{name}'
     if 'text' in s.losses:
@@ -347,6 +400,9 @@ def check_examples(config, examples: Sequence[Example]) -> list[str]:
         needs.setdefault('anchors', f'{at}.generator')
       if config.view.transforms:
         needs.setdefault('text', 'config.view.transforms')
+      if any(plan.draft not in ('none', *SAMPLED) for plan in plans_of(s, 1)[1]):
+        needs.setdefault('anchors', f'{at}.curriculum.draft')
+        paired |= {f'{at}.curriculum.draft'}
   out = []
   for name in config.stages:
     s, at = config[name], f'config.{name}'
@@ -360,6 +416,8 @@ def check_examples(config, examples: Sequence[Example]) -> list[str]:
       f'{chats[0]}: its prompt is a list of messages, which the chat template writes. '
       f'Set --config.view.instruction={render.AS_IT_IS}'
     )
+  if lone := [e.where or f'row {i}' for i, e in enumerate(examples) if len(e.anchors) < 2][: len(paired)]:
+    out.append(f'{min(paired)} needs pairs, a better and a worse response; {lone[0]} has none: set config.data.chosen and rejected.')
   for field, who in needs.items():
     lacking = [e.where or f'row {i}' for i, e in enumerate(examples) if not getattr(e, field)]
     if lacking:
@@ -389,7 +447,10 @@ def check_model(config, model: models.Model) -> list[str]:
       lengths[f'{name}.replay_length'] = s.replay_length
     if 'group' in s.losses:
       key, completion = completion_length(config, name)
-      lengths[f'view.prompt_length + {key}'] = view.prompt_length + completion
+      for plan in plans_of(s, 1)[1]:
+        P, _, T = render.sizes(view, improve_of(config), plan, completion)
+        at = 'view' if plan.draft == 'none' else 'improve'
+        lengths[f'{at}.prompt_length + {key}'] = P + T
       judge = arguments(judges.TABLE, s.judge)
       if 'target_length' in judge:
         lengths[f'{key} + {name}.judge.target_length'] = completion + judge['target_length']

@@ -1,7 +1,7 @@
 """Examples to prompts, on the host: the sampling view, the training view and the raw text."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -90,6 +90,18 @@ def empty_prompts(tokenizer: Tokenizer, count: int) -> Prompts:
   return Prompts(ids, length)
 
 
+def encoder(tokenizer: Tokenizer, chat: bool) -> Callable[..., list[int]]:
+  """Returns encode(template, example, draft) -> ids of a prompt; with `chat` as a user's message."""
+
+  def encode(template: str, example: Example, draft: str = '') -> list[int]:
+    if example.messages and template == AS_IT_IS:
+      return tokenizer.chat(example.messages)
+    text = fill(template, example, draft)
+    return tokenizer.chat([{'role': 'user', 'content': text}]) if chat else tokenizer.plain(text)
+
+  return encode
+
+
 def renderer(
   *,
   tokenizer: Tokenizer,
@@ -122,11 +134,7 @@ def renderer(
     segment: most words of a segment of the transform `segment_reversal`.
   """
 
-  def encode(template: str, example: Example, draft: str = '') -> list[int]:
-    if example.messages and template == AS_IT_IS:
-      return tokenizer.chat(example.messages)
-    text = fill(template, example, draft)
-    return tokenizer.chat([{'role': 'user', 'content': text}]) if chat else tokenizer.plain(text)
+  encode = encoder(tokenizer, chat)
 
   def completion(example: Example, anchor: Any) -> list[int]:
     """With its end token, once, wherever the text or the template may have written it; nothing: no token at all."""
@@ -146,7 +154,7 @@ def renderer(
     if plan.draft == 'none':
       return encode(instruction, example)
     place = {'chosen': 0, 'given': i % 2}.get(plan.draft, -1)
-    return encode(improve['instruction'], example, said(example.anchors[place]))
+    return encode(improve['instruction'], example, said(example.anchors[place]) if example.anchors else '')
 
   def in_orders(example: Example) -> tuple[list[int], list[list[int]], int]:
     """(what the prompts share, the four completions behind the rest of their prompts, rests that were cut).

@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ from past_jax.checkpoint import Checkpoints
 from past_jax.collect import Collected, collect
 from past_jax.data.stream import permutation
 from past_jax.diversity import diversity
+from past_jax.drafts import SAMPLED
 from past_jax.metrics import CompileCounter, Late, MetricsWriter, NoWriter, nonfinite, rows
 from past_jax.profile import Profile, StepClock, peak
 from past_jax.progress import Progress
@@ -34,6 +36,7 @@ from past_jax.text import completion_text
 from past_jax.types import Batch, Completions, Example, Prompts, Selection, TrainState, UserError
 from past_jax.update import public_name
 
+DRAFTS = 3  # the branch of a round's key for drafts; sampling, judging and selecting have 0 to 2
 EARLIER = Example(text='a row of an earlier round')  # for messages; a resumed buffer does not know its examples
 
 
@@ -257,11 +260,10 @@ class Loop:
         self.progress.advance(0, tokens=int(mesh_lib.host(arrays.length_BxG).sum()))
       return arrays
 
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.run.seed), c.stage), c.round)
     return collect(
       stage.collector,
       self.weights(stage),
-      key,
+      self.key(),
       rendered,
       examples,
       temperature=plan.temperature,
@@ -278,6 +280,8 @@ class Loop:
     plan = stage.plan(c.round)
     indices, position = run.stream.take(c.position, plan.prompts)
     examples = [run.examples[i] for i in indices]
+    if plan.draft in SAMPLED and c.update == 0:
+      examples = self.drafted(stage, examples, plan)
     rendered = stage.render(examples, plan)
     facts = {f'study/trimmed_{name}': count for name, count in rendered.trimmed.items()}
     for name, count in rendered.trimmed.items():
@@ -354,6 +358,18 @@ class Loop:
     self.log_last(stage, writer, clock)
     self.cursor = Cursor(c.stage, c.round + 1, 0, c.step, position)
     self.batch = self.batch if stage.buffer.size else None
+
+  def drafted(self, stage: Stage, examples: Sequence[Example], plan) -> list[Example]:
+    """The examples with a sampled response as their last anchor, which the prompts then ask to improve."""
+    improved = plan.draft == 'improved'
+    calls = -(-len(examples) // stage.collector.prompts_per_call) * (1 + improved)
+    self.enter('draft', calls, self.cursor.round + 1, stage.rounds, stage.name)
+    texts = stage.draft(self.weights(stage), jax.random.fold_in(self.key(), DRAFTS), examples, improved, self.tick)
+    return [dataclasses.replace(e, anchors=(*e.anchors, text)) for e, text in zip(examples, texts)]
+
+  def key(self):
+    """Of the round."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.run.seed), self.cursor.stage), self.cursor.round)
 
   def count_aloud(self, stage: Stage, metric: str, count: int, what: str) -> None:
     """Says it once a stage, if there is anything to count."""
