@@ -1,7 +1,7 @@
 """PIT: learning to improve a response from preference data alone, without being told what better is (arXiv 2310.00898).
 
   imitate  NLL of the preferred response                        prompt: the request and the other response, as a draft
-  fit      g(y, draft) - how much better is y? - from the same pairs in all four orders: a scalar head on the policy's body
+  fit      g(y, draft), how much better y is, from the same pairs in all four orders: a scalar head on the policy's body
   easy     RLOO on g of 8 responses, KL to what `imitate` gave      drafts: both responses of the data, in turn
   hard     RLOO on g of 8 responses, KL to what `easy` gave         drafts: what the run's first model answers
   harder   the same, KL to what `hard` gave                         drafts: the first model's, improved once (depth=3)
@@ -15,7 +15,7 @@
   ... :depth=0 | 1 | 3      imitate alone | only up to `easy` | also `harder`;  :easy=false   leave `easy` out
   ... :gap=one | difference g from the pair the right way and the wrong way alone | a Bradley-Terry reward, whose
                             differences are the gaps
-  ... :update=grpo | dpo    dpo: the best and the worst of 8 by g, DPO against the stage's beginning: the offline form
+  ... :rl=grpo | dpo        dpo: the best and the worst of 8 by g, DPO against the stage's beginning: the offline form
   ... :beta=0.05
 
 A run that was stopped goes on in the stage, round and update where it was. At inference: past sample --improve.
@@ -35,7 +35,7 @@ MARK = 'past_jax.data.worlds.edits:quality'
 
 def get_config(arg=''):
   a = common.parse_arg(
-    arg, size='smol', arm='pit', gap='five', update='rloo', easy=True, depth=2, beta=0.05, judge_lr=0.0, lr=0.0
+    arg, size='smol', arm='pit', gap='five', rl='rloo', easy=True, depth=2, beta=0.05, judge_lr=0.0, lr=0.0
   )
   c = common.base(a.size)
   tiny, improves = a.size == 'tiny', a.arm == 'pit'
@@ -75,7 +75,12 @@ def get_config(arg=''):
     select=dict(name='top_k', k=1),
     buffer=dict(name='fresh'),
     curriculum=dict(
-      name='constant', temperature=1.0, prompts=0, epochs=6 if tiny else 1, anchor_source='given', draft=draft('rejected')
+      name='constant',
+      temperature=1.0,
+      prompts=0,
+      epochs=6 if tiny else 1,
+      anchor_source='given',
+      draft=draft('rejected'),
     ),
     reference=dict(role='ref', max_gap=0.01, rate=1.0),
     losses=dict(group=dict(nll=dict(weight=1.0, per='token'))),
@@ -87,7 +92,9 @@ def get_config(arg=''):
   c.fit = stage | dict(
     trains='judge',
     select=dict(name='everything') if gap else dict(name='all_pairs', margin=0.0),
-    curriculum=dict(name='constant', prompts=0, epochs=8 if tiny else 1, anchor_source='given', draft='orders' if gap else 'none'),
+    curriculum=dict(
+      name='constant', prompts=0, epochs=8 if tiny else 1, anchor_source='given', draft='orders' if gap else 'none'
+    ),
     losses=dict(group=dict(gap=dict(weight=1.0, terms=gap)) if gap else dict(bradley_terry=dict(weight=1.0))),
     optimizer=dict(lr=a.judge_lr or (2e-3 if tiny else 1e-4)),
   )
@@ -98,18 +105,22 @@ def get_config(arg=''):
       'grpo': (dict(name='everything'), dict(grpo=dict(weight=1.0, beta=a.beta))),
       'dpo': (pairs, dict(dpo=dict(weight=1.0, beta=a.beta))),
     },
-    'update',
-    a.update,
+    'rl',
+    a.rl,
   )
   learn = stage | dict(
     rounds=60 if tiny else 20,
-    generator=dict(name='sampler', role='policy', group=8, length=12 if tiny else 192, top_k=0, top_p=1.0, min_p=0.0, stop=()),
+    generator=dict(
+      name='sampler', role='policy', group=8, length=12 if tiny else 192, top_k=0, top_p=1.0, min_p=0.0, stop=()
+    ),
     judge=dict(name='reward', role='judge', view=view, chunk=512 if tiny else 16),
     select=select,
     losses=dict(group=loss),
     optimizer=dict(lr=a.lr or (5e-4 if tiny else 1e-5), warmup=0.0),
   )
-  of = lambda name: dict(name='constant', temperature=1.0, prompts=64 if tiny else 32, epochs=1, anchor_source='none', draft=draft(name))
+  of = lambda name: dict(
+    name='constant', temperature=1.0, prompts=64 if tiny else 32, epochs=1, anchor_source='none', draft=draft(name)
+  )
   c.easy = learn | dict(curriculum=of('given'))
   c.hard = learn | dict(curriculum=of('sampled'))
   c.harder = learn | dict(curriculum=of('improved'))

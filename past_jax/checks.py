@@ -38,11 +38,11 @@ from past_jax.settings import (
   component,
   component_problems,
   flat,
+  improve_of,
   key_problems,
   literal,
   losses_by_term,
   losses_of,
-  improve_of,
   nearest,
   optimizer_of,
   plain,
@@ -204,9 +204,7 @@ def optimizer_problems(optimizer: Mapping, tree: Mapping, at: str = 'config.opti
     near = nearest(value, choices)
     out.append(f'{at}.schedule={value!r}: choose one of {", ".join(choices)}.{near}')
   if optimizer['name'] == 'muon' and tree['model']['lora']['rank']:
-    out.append(
-      f"{at} 'muon' orthogonalizes whole kernels, and config.model.lora trains none: choose another."
-    )
+    out.append(f"{at} 'muon' orthogonalizes whole kernels, and config.model.lora trains none: choose another.")
   return out
 
 
@@ -264,20 +262,24 @@ def stage_problems(config, name: str) -> list[str]:
   select = arguments(selects.TABLE, s.select)
   scores, keeps_ties = 'win' if s.judge.name == 'preference' else select.get('score'), select.get('ties') == 'keep'
   for term, named in terms.items():
-    for name, loss in named.items():
+    for loss_name, loss in named.items():
       gives = SELECTS[loss.needs]
       if loss.needs and term != 'group':
-        out.append(f'{at}.losses.{term}.{name} learns from judged completions: only the term group has them.')
+        out.append(f'{at}.losses.{term}.{loss_name} learns from judged completions: only the term group has them.')
       elif loss.needs and s.select.name not in gives:
         what = 'pairs' if gives == PAIRWISE else 'the score of every completion'
-        out.append(f'{at}.losses.group.{name} needs {what}: not select {s.select.name!r}, but {" or ".join(gives)}.')
+        out.append(
+          f'{at}.losses.group.{loss_name} needs {what}: not select {s.select.name!r}, but {" or ".join(gives)}.'
+        )
       elif loss.needs == 'wins' and scores != 'win':
         out.append(
-          f"{at}.losses.group.{name} learns probabilities of winning: set {at}.select to best_vs with score='win', "
+          f"{at}.losses.group.{loss_name} learns probabilities of winning: set {at}.select to best_vs with score='win', "
           "or take the judge 'preference'."
         )
       elif loss.needs == 'pairs' and keeps_ties:
-        out.append(f"{at}.losses.group.{name} learns who won, and {at}.select.ties='keep' has pairs that nobody won.")
+        out.append(
+          f"{at}.losses.group.{loss_name} learns who won, and {at}.select.ties='keep' has pairs that nobody won."
+        )
   judge = arguments(judges.TABLE, s.judge)
   out += trained_problems(config, name, terms, judge) + draft_problems(config, name, plans, terms)
   frozen = {'base'} if config.teacher.spec == 'policy' else {'base', 'teacher'}
@@ -310,10 +312,12 @@ def stage_problems(config, name: str) -> list[str]:
   size = 0 if given else generator['group'] + generator['opponents']
   size += config.view.anchors * reads_anchors
   sources = () if given else (0, 1) if generator['opponents'] else (0,)
-  for name, loss in terms['group'].items():
+  for loss_name, loss in terms['group'].items():
     if lacking := set(loss.sources) - set(sources):
       how = f'set {at}.generator.opponents' if lacking == {1} else f"take {at}.generator 'sampler'"
-      out.append(f'{at}.losses.group.{name} learns from members of source {min(lacking)}, and there are none: {how}.')
+      out.append(
+        f'{at}.losses.group.{loss_name} learns from members of source {min(lacking)}, and there are none: {how}.'
+      )
   if s.reference.rate < 1 and not (s.reference.role == 'ref' and any(plan.refresh for plan in plans)):
     out.append(
       f"{at}.reference.rate={s.reference.rate} moves the role 'ref' when it is refreshed: set {at}.reference.role="
@@ -363,7 +367,7 @@ def draft_problems(config, name: str, plans: Sequence, terms: Mapping) -> list[s
     keys = ', '.join(IMPROVE)
     return [f'{at}.draft={min(drafts - {"none"})!r} needs config.improve with the keys {keys}: see configs/pit.py.']
   if '{draft}' not in improve['instruction']:
-    out.append("config.improve.instruction lacks {draft}, where the response to improve goes.")
+    out.append('config.improve.instruction lacks {draft}, where the response to improve goes.')
   if improve['prompt_length'] <= view.prompt_length:
     out.append(
       f'config.improve.prompt_length={improve["prompt_length"]} must be above config.view.prompt_length='
@@ -374,7 +378,9 @@ def draft_problems(config, name: str, plans: Sequence, terms: Mapping) -> list[s
   if view.transforms:
     out.append('config.view.transforms are of passages; prompts with drafts have none.')
   if len(drafts & {'none'}) and len(drafts) > 1 or len(drafts & {'orders'}) and len(drafts) > 1:
-    out.append(f"{at} mixes drafts {sorted(drafts)}: prompts of a stage have one length, and 'none' and 'orders' others.")
+    out.append(
+      f"{at} mixes drafts {sorted(drafts)}: prompts of a stage have one length, and 'none' and 'orders' others."
+    )
   if 'orders' in drafts and any(plan.anchor_source != 'given' for plan in plans):
     out.append(f"{at}.draft='orders' needs {at}.anchor_source='given' and the generator 'given'.")
   return out
@@ -417,7 +423,10 @@ def check_examples(config, examples: Sequence[Example]) -> list[str]:
       f'Set --config.view.instruction={render.AS_IT_IS}'
     )
   if lone := [e.where or f'row {i}' for i, e in enumerate(examples) if len(e.anchors) < 2][: len(paired)]:
-    out.append(f'{min(paired)} needs pairs, a better and a worse response; {lone[0]} has none: set config.data.chosen and rejected.')
+    out.append(
+      f'{min(paired)} needs pairs, a better and a worse response, and {lone[0]} has none: name their columns by '
+      '--config.data.chosen and --config.data.rejected.'
+    )
   for field, who in needs.items():
     lacking = [e.where or f'row {i}' for i, e in enumerate(examples) if not getattr(e, field)]
     if lacking:

@@ -9,7 +9,6 @@ from past_jax.render import encoder
 from past_jax.types import Example, Policy
 from past_jax.writer import writer
 
-
 SAMPLED = ('sampled', 'improved')  # of `Plan.draft`
 
 

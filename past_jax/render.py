@@ -120,9 +120,9 @@ def renderer(
   """Returns render(examples, plan) -> Rendered.
 
   With `plan.draft` a prompt is `improve['instruction']`, a template over `{draft}`, too, of up to
-  `improve['prompt_length']` tokens, and its one given completion, if the plan gives any, is the best anchor. The draft is
-  an anchor, or for `sampled` and `improved` the last one: whoever samples puts it there. In `orders` a row has
-  both anchors after each of both: what the two prompts share is the prompt, and the rest leads the completions.
+  `improve['prompt_length']` tokens, and its one given completion, if the plan gives any, is the best anchor. The draft
+  is an anchor, or for `sampled` and `improved` the last one: whoever samples puts it there. In `orders` a row has both
+  anchors after each of both: what the two prompts share is the prompt, and the rest leads the completions.
 
   Args:
     instruction: the study instruction, a template over `{text}`, `{prompt}`, `{anchor}` and `{related}`.

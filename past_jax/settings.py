@@ -133,7 +133,9 @@ def component_problems(table: Mapping[str, Callable], config: Mapping, where: st
   for key, value in config.items():
     default = takes[key].default if key in takes else None
     wanted = more.get(key, BOUNDS.get(key, type(default)))
-    choices = roles_for(table[name]) if key in ('role', 'opponent') else literal(takes[key].annotation) if key in takes else ()
+    choices = (
+      roles_for(table[name]) if key in ('role', 'opponent') else literal(takes[key].annotation) if key in takes else ()
+    )
     typed = wanted in WORDS or not isinstance(wanted, type)
     if typed and (problem := wrong_value(value, wanted)):
       out.append(f'{where}.{key}={value!r} must be {problem}.')

@@ -64,8 +64,8 @@ class Loop:
   What must survive it: `cursor`, `state`, `ref`, `batch`, `scored_by`, `resting`, and `teacher` if it is a copy of the
   policy.
 
-  While the updates of a round run, the only model on the devices is the one that is trained: `ref`, `teacher`, `judge`, and
-  `base` unless adapters compute with it, wait in host memory and are placed for what samples, judges or scores.
+  While the updates of a round run, the only model on the devices is the one that is trained: `ref`, `teacher`, `judge`
+  (or, while that is trained, `policy`), and `base` unless adapters compute with it, wait in host memory and are placed for what samples, judges or scores.
   """
 
   def __init__(self, run: Run, config: dict, home: storage.Workdir, stop: Stop, progress: Progress, profile: Profile):
@@ -91,7 +91,7 @@ class Loop:
     return abstract_state(self.run.model, self.run.trained, self.run.mesh, stage)
 
   def abstract(self, role: str):
-    """The same of the leaves of a role that are trained: `policy`'s, which are `ref`'s and a copied `teacher`'s, or `judge`'s."""
+    """The same of the trained leaves of the role `policy`, which `ref` and a copied `teacher` have, too, or `judge`."""
     headed = next((s.headed for s in self.run.stages if s.trains == role), lambda leaves: leaves)
     return abstract(self.run.model, self.run.mesh, lambda params: headed(self.run.trained(params)))
 

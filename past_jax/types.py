@@ -65,9 +65,9 @@ class Plan:
   anchor_source: str = 'none'  # none | given
   prompts: int = 8  # prompts per round; 0: all rows of the data
   epochs: int = 1  # passes of the update over the round's batch
-  # The response that the prompt asks to improve, {draft} of config.improve.instruction. none: config.view.instruction is
-  # the prompt | rejected | chosen | given: one of both, in turn | sampled: the base's | improved: the base's, improved by
-  # the policy | orders: of a pair either, for both of them (`losses.judges.gap`)
+  # The response that the prompt asks to improve, {draft} of config.improve.instruction. none: the prompt is
+  # config.view.instruction | rejected | chosen | given: one of both, in turn | sampled: the base's | improved: the
+  # base's, improved by the policy | orders: of a pair either, for both of them (`losses.judges.gap`)
   draft: str = 'none'
   refresh: frozenset[str] = frozenset()  # roles that move to the policy, or towards it, before the round
   stage: str = ''
@@ -195,8 +195,8 @@ class Loss:
   reference: bool = True  # reads `ref_logps`; if no loss does, none are computed
   old: bool = False  # reads `old_logps`, those of the policy that sampled
   # `pairs`; `differences`: pairs, of which some may be ties; `wins`: pairs, scored by the probability of winning;
-  # `scores` of every member; `group`: the same, of several; `orders`: pairs given in four orders (`Plan.draft`); '': any
-  # row will do, raw texts included
+  # `scores` of every member; `group`: the same, of several; `orders`: pairs given in four orders (`Plan.draft`); '':
+  # any row will do, raw texts included
   needs: str = ''
   scores: bool = False  # reads `score_BxG` of a judge that is trained, not log-probs of a policy
   sources: tuple[int, ...] = ()  # it learns from members of these, and from nothing where there are none

@@ -17,8 +17,8 @@ def reward(
   With a draft in the prompt and the judge trained by the loss `gap` that is g(completion, draft): 0 is no gain.
 
   Args:
-    view: `same`: it reads the group's own prompts, drafts included. `plain`: config.view.instruction, as a judge that was
-      trained without drafts has it. Between members of a group its scores differ by as much as their gaps to any draft.
+    view: `same`: it reads the group's own prompts, drafts included. `plain`: config.view.instruction, as a judge that
+      was trained without drafts has it. Between members of a group its scores differ by as much as their gaps to any draft.
     chunk: completions per device call, in whole groups.
 
   Raises:

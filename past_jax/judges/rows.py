@@ -33,8 +33,8 @@ def scorer(policy: Policy, chunk: int, of=group_logps):
   by repeating a row.
 
   Returns:
-    score(params, prompts, ids_NxKxT, length_NxK) -> logps_NxKxT (or what `of` gives), numpy float32; `score.lower(params, P, K, T)` is the
-    program of a call, lowered
+    score(params, prompts, ids_NxKxT, length_NxK) -> what `of` gives, such as logps_NxKxT, numpy float32;
+    `score.lower(params, P, K, T)` is the program of a call, lowered
   """
   # Replicated at the end, so that every process can read all of it.
   program = jax.jit(lambda *args: constrain(of(policy, *args)))
