@@ -407,7 +407,10 @@ class Loop:
     self.enter('evaluate', self.run.eval_calls)
     done = rows(self.workdir / 'evaluations.jsonl') if hosts.is_first() else []
     before = next((row['samples'] for row in done if row['when'] == 'before'), ())
-    metrics, samples = self.run.evaluate(self.policy(), self.tick, before)
+    weights = {'policy': self.policy()}
+    if 'base' in self.run.eval_roles:
+      weights['base'] = self.base_weights(self.run.stages[self.cursor.stage])
+    metrics, samples = self.run.evaluate(weights, self.tick, before)
     writer.evaluation({'when': when, 'step': self.cursor.step, 'metrics': metrics, 'samples': samples})
 
   def evaluated(self, when: str) -> bool:
