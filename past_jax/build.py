@@ -84,13 +84,14 @@ class Run(NamedTuple):
   restarts: bool  # every stage trains the base anew: what the stage before has made of it is the teacher only
   trained: Callable[[Params], Params]  # the policy's: of the base, or its shapes, all of it, or new adapters
   whole: Callable[[Weights, Params], Params]  # (frozen roles, trained leaves of a role) -> its model
-  keeps_base: bool  # some stage reads it, or adapters do; else its memory is free
+  keeps_base: bool  # some stage or evaluation reads it, or adapters do; else its memory is free
   mesh: jax.sharding.Mesh
   examples: tuple[Example, ...]
   stream: Stream
   stages: tuple[Stage, ...]
-  evaluate: Callable  # (params, tick, samples of the first evaluation) -> (metrics, samples)
+  evaluate: Callable  # (weights, tick, samples of the first evaluation) -> (metrics, samples)
   eval_calls: int
+  eval_roles: frozenset[str]  # of the weights that some evaluation asks for
   eval_every: int
   checkpoint_every: int
   checkpoint_keep: int
@@ -174,8 +175,9 @@ def build(
   """
   mesh_ = mesh.make(config.mesh)
   trained, whole = build_adapters(config)
-  evaluate, calls = build_evaluation(config, model, mesh_, examples if asked is None else asked)
+  evaluate, calls, eval_roles = build_evaluation(config, model, mesh_, examples if asked is None else asked)
   stages = build_stages(config, model, mesh_, whole, len(examples), teacher)
+  reads_base = 'base' in eval_roles or any(stage.reads_base for stage in stages)
   return Run(
     seed=config.seed,
     model=model,
@@ -184,13 +186,14 @@ def build(
     restarts=config.teacher.restart,
     trained=trained,
     whole=whole,
-    keeps_base=bool(config.model.lora.rank) or config.teacher.restart or any(stage.reads_base for stage in stages),
+    keeps_base=bool(config.model.lora.rank) or config.teacher.restart or reads_base,
     mesh=mesh_,
     examples=tuple(examples),
     stream=Stream(len(examples), config.seed, config.data.shuffle),
     stages=stages,
     evaluate=evaluate,
     eval_calls=calls,
+    eval_roles=eval_roles,
     eval_every=config.eval.every,
     checkpoint_every=config.checkpoint.every,
     checkpoint_keep=config.checkpoint.keep,
@@ -338,12 +341,13 @@ def some(questions: list, most: int) -> list:
 
 
 def build_evaluation(config, model: models.Model, mesh_, examples: Sequence[Example]):
-  """(evaluate, how many device calls it makes): config.eval.tasks, and held-out perplexity."""
+  """(evaluate, how many device calls it makes, the roles it asks for): config.eval.tasks, and held-out perplexity."""
   e, resources = config.eval, dict(policy=model.policy, tokenizer=model.tokenizer, mesh=mesh_)
   shape = dict(template=e.template, prompt_length=e.prompt_length, answer_length=e.answer_length, chunk=e.chunk)
   rows, questions = load_questions(config, examples)
   asked, view, parts = some(questions, e.questions), plain(config.view), []
-  setting = Setting(**resources, examples=rows, questions=asked, view=view, **shape)
+  shape |= dict(view=view, improve=plain(config).get('improve', {}))
+  setting = Setting(**resources, examples=rows, questions=asked, **shape)
   for name, keys in plain(e.tasks).items():
     where = f'config.eval.tasks.{name}'
     parts.append(component(evals.TABLE, {'name': name, **keys}, where, setting=setting))
@@ -352,12 +356,13 @@ def build_evaluation(config, model: models.Model, mesh_, examples: Sequence[Exam
     held = perplexity(texts=texts, text_length=e.heldout_length, chunk=e.heldout_chunk, **resources)
     parts.append(Evaluation(lambda params, tick, before: held(params, tick), -(-len(texts) // e.heldout_chunk)))
 
-  def evaluate(params, tick=lambda x: x, before=()):
+  def evaluate(weights, tick=lambda x: x, before=()):
     metrics, samples = {}, []
     for part in parts:
-      m, s = part.run(params, tick, before)
-      metrics |= m
-      samples += s
+      if weights.keys() >= set(part.roles):
+        m, s = part.run(*(weights[role] for role in part.roles), tick, before)
+        metrics |= m
+        samples += s
     return metrics, samples
 
-  return evaluate, sum(part.calls for part in parts)
+  return evaluate, sum(part.calls for part in parts), frozenset(role for part in parts for role in part.roles)

@@ -438,7 +438,11 @@ class Loop:
     self.enter('evaluate', self.run.eval_calls)
     done = rows(self.workdir / 'evaluations.jsonl') if hosts.is_first() else []
     before = next((row['samples'] for row in done if row['when'] == 'before'), ())
-    metrics, samples = self.run.evaluate(self.model('policy'), self.tick, before)
+    trained = {'policy', self.run.stages[self.cursor.stage].trains, *self.resting}
+    weights = {role: self.model(role) for role in sorted(trained & {'policy', *self.run.eval_roles})}
+    if 'base' in self.run.eval_roles:
+      weights['base'] = self.base_weights()
+    metrics, samples = self.run.evaluate(weights, self.tick, before)
     writer.evaluation({'when': when, 'step': self.cursor.step, 'metrics': metrics, 'samples': samples})
 
   def evaluated(self, when: str) -> bool:

@@ -25,13 +25,19 @@ class Setting(NamedTuple):
   answer_length: int = 16
   chunk: int = 32
   view: Mapping[str, Any] = {}  # config.view: how a prompt and given completions are rendered for studying
+  improve: Mapping[str, Any] = {}  # config.improve: what an improver reads; {}: the config has no such section
 
 
 class Evaluation(NamedTuple):
-  """run: (params, tick, before) -> (metrics, samples); `before`: the samples of the run's first evaluation, or none."""
+  """run: (params of each role, tick, before) -> (metrics, samples).
+
+  `before` are the samples of the run's first evaluation, or none. As long as a run has no weights of one of the roles,
+  the evaluation is left out.
+  """
 
   run: Callable
   calls: int  # device calls, each of which is passed to `tick`
+  roles: tuple[str, ...] = ('policy',)
 
 
 def padded(rows: Sequence, size: int) -> list[list]:
