@@ -56,7 +56,8 @@ def get_config(arg=''):
   c.optimizer.update(lr=3e-3 if tiny else 1e-4, schedule='linear', warmup=0.05, end=0.0, b2=0.99)
   c.eval.update(prompt_length=24 if tiny else 256, answer_length=12 if tiny else 192, chunk=128 if tiny else 16)
   c.eval.heldout = ''
-  c.eval.tasks = dict(accuracy=dict(function=MARK, samples=4, temperature=1.0)) if tiny else dict(pair_accuracy=dict())
+  c.eval.tasks = dict(accuracy=dict(function=MARK, samples=4, temperature=1.0)) if tiny else {}
+  c.eval.tasks.update(judge_accuracy=dict(reads='draft' if improves and a.gap != 'difference' else 'prompt'))
 
   gap = common.choose({'five': 'five', 'one': 'one', 'difference': ''}, 'gap', a.gap) if improves else ''
   common.choose({'policy': 0, 'pit': 0}, 'arm', a.arm)

@@ -273,8 +273,8 @@ def stage_problems(config, name: str) -> list[str]:
         )
       elif loss.needs == 'wins' and scores != 'win':
         out.append(
-          f"{at}.losses.group.{loss_name} learns probabilities of winning: set {at}.select to best_vs with score='win', "
-          "or take the judge 'preference'."
+          f'{at}.losses.group.{loss_name} learns probabilities of winning: set {at}.select to best_vs with '
+          "score='win', or take the judge 'preference'."
         )
       elif loss.needs == 'pairs' and keeps_ties:
         out.append(

@@ -65,7 +65,8 @@ class Loop:
   policy.
 
   While the updates of a round run, the only model on the devices is the one that is trained: `ref`, `teacher`, `judge`
-  (or, while that is trained, `policy`), and `base` unless adapters compute with it, wait in host memory and are placed for what samples, judges or scores.
+  (or, while that is trained, `policy`), and `base` unless adapters compute with it, wait in host memory and are placed
+  for what samples, judges or scores.
   """
 
   def __init__(self, run: Run, config: dict, home: storage.Workdir, stop: Stop, progress: Progress, profile: Profile):

@@ -18,7 +18,7 @@ def reward(
 
   Args:
     view: `same`: it reads the group's own prompts, drafts included. `plain`: config.view.instruction, as a judge that
-      was trained without drafts has it. Between members of a group its scores differ by as much as their gaps to any draft.
+      was trained without drafts has it. Scores of a group then differ by as much as their gaps to any draft.
     chunk: completions per device call, in whole groups.
 
   Raises:
