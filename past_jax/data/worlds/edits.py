@@ -28,7 +28,7 @@ def edits(count: int, seed: int, noise: float = 0.1, split: str = 'tune') -> Wor
 
   Each response has a writer, whose letters are good with a probability of their own, evenly spread over `SKILL`. For
   half of the 16 sets all writers have a habit, one bad letter that they write more often than any good one: the most
-  probable response has half of its letters wrong, and a lower temperature does not do for an improvement. Of a pair
+  probable response has half of its letters wrong, and a lower temperature alone is no improvement. Of a pair
   (a, b) the response a is preferred with probability sigmoid((quality(a) - quality(b)) / noise); a pair of equal texts
   is drawn again. On average the preferred has quality 0.56 and the other 0.28 at the default noise; labels of infinite
   noise leave 0.42 for both.
