@@ -1,5 +1,7 @@
 """Losses of trained judges against loops in float64, and what scores are: the head's product with the last state."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,11 +107,13 @@ def test_a_score_is_the_heads_product_with_the_state_of_the_last_token(policy, p
     jnp.asarray(ids_BxGxT),
     jnp.asarray(length),
   )
-  found = np.asarray(scores.group_scores(policy, params, *rows))
+  states, program = jax.jit(policy.rows), jax.jit(functools.partial(scores.group_scores, policy))
+  found = np.asarray(program(params, *rows))
   for b, prompt in enumerate(prompts):
     for g, ids in enumerate(members[b]):
-      row = jnp.asarray([[*prompt, *ids]])
-      state = np.asarray(policy.rows(body, row, jnp.array([row.shape[1]])), np.float64)[0, -1]
+      n = len(prompt) + len(ids)
+      row = jnp.asarray([[*prompt, *ids, *[0] * (16 - n)]])
+      state = np.asarray(states(body, row, jnp.array([n])), np.float64)[0, n - 1]
       assert found[b, g] == pytest.approx(float(state @ kernel[:, 0]) if ids else 0.0, abs=1e-4)
-  again = scores.outputs(policy, params, {'a': rows, 'b': (rows[0], *rows[1:])})
-  np.testing.assert_allclose(again['b']['score_BxG'], found, atol=1e-5)
+  both = jax.jit(lambda *rows: scores.outputs(policy, params, {'a': rows, 'b': rows}))(*rows)
+  np.testing.assert_allclose(both['b']['score_BxG'], found, atol=1e-4)
