@@ -25,10 +25,10 @@ class Rendered(NamedTuple):
   trimmed: dict[str, int]  # how many prompts, texts and anchors were cut to fit
 
 
-def fill(template: str, example: Example) -> str:
-  """`{text}`, `{prompt}`, `{anchor}` and `{related}` replaced; braces in the data are left alone."""
+def fill(template: str, example: Example, **more: str) -> str:
+  """`{text}`, `{prompt}`, `{anchor}`, `{related}` and names of `more` replaced; braces in the data are left alone."""
   parts = {'{text}': example.text, '{prompt}': example.prompt, '{anchor}': ''.join(map(said, example.anchors[:1]))}
-  parts['{related}'] = ' '.join(example.related)
+  parts |= {'{related}': ' '.join(example.related)} | {f'{{{name}}}': text for name, text in more.items()}
   # One pass over the template: text that happens to contain '{prompt}' is data.
   out, rest = '', template
   while rest:
@@ -40,6 +40,14 @@ def fill(template: str, example: Example) -> str:
 def said(anchor: Any) -> str:
   """A given completion as people read it."""
   return anchor if isinstance(anchor, str) else '\n'.join(message['content'] for message in anchor)
+
+
+def prompt_ids(tokenizer: Tokenizer, template: str, example: Example, chat: bool, **more: str) -> list[int]:
+  """The ids of a filled template, as it is written or as a user's message; of AS_IT_IS those of the example's chat."""
+  if example.messages and template == AS_IT_IS:
+    return tokenizer.chat(example.messages)
+  text = fill(template, example, **more)
+  return tokenizer.chat([{'role': 'user', 'content': text}]) if chat else tokenizer.plain(text)
 
 
 def filled(rendered: Rendered, count: int) -> Rendered:
@@ -103,10 +111,7 @@ def renderer(
   """
 
   def encode(template: str, example: Example) -> list[int]:
-    if example.messages and template == AS_IT_IS:
-      return tokenizer.chat(example.messages)
-    text = fill(template, example)
-    return tokenizer.chat([{'role': 'user', 'content': text}]) if chat else tokenizer.plain(text)
+    return prompt_ids(tokenizer, template, example, chat)
 
   def completion(example: Example, anchor: Any) -> list[int]:
     """With its end token, once, wherever the text or the template may have written it; nothing: no token at all."""
