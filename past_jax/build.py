@@ -346,7 +346,7 @@ def build_evaluation(config, model: models.Model, mesh_, examples: Sequence[Exam
   shape = dict(template=e.template, prompt_length=e.prompt_length, answer_length=e.answer_length, chunk=e.chunk)
   rows, questions = load_questions(config, examples)
   asked, view, parts = some(questions, e.questions), plain(config.view), []
-  shape |= dict(view=view, improve=plain(config).get('improve', {}))
+  shape |= dict(view=view, improve=improve_of(config))
   setting = Setting(**resources, examples=rows, questions=asked, **shape)
   for name, keys in plain(e.tasks).items():
     where = f'config.eval.tasks.{name}'

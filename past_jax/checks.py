@@ -92,7 +92,7 @@ KEYS = {
   'checkpoint': {'every': 1, 'keep': 1},
   'log': {'groups': 0},
 }
-IMPROVE = {'instruction': str, 'prompt_length': 2, 'temperature': 0.0}  # config.improve, of configs that have it
+IMPROVE = {'instruction': str, 'prompt_length': 2, 'temperature': 0.0}  # the keys of config.improve, if there is one
 STAGE_KEYS = {
   **{'trains': str, 'rounds': 1, 'batch': 1, 'micro': 0, 'sample_prompts': 1, 'buckets': tuple, 'answers': str},
   **dict.fromkeys(KINDS, Mapping),
@@ -114,9 +114,8 @@ def check(config, devices: int) -> list[str]:
   tree, values = plain(config), flat(config)
   stages = tree['stages'] if isinstance(tree.get('stages'), tuple | list) else ()
   unlisted = [k for k, v in tree.items() if isinstance(v, Mapping) and 'rounds' in v]  # stages left out of the run
-  out = key_problems(tree, KEYS, more=(*stages, *unlisted, 'improve'))
-  if 'improve' in tree:
-    out += key_problems(tree, {'improve': IMPROVE}, more=tuple(tree))
+  keys = KEYS | ({'improve': IMPROVE} if 'improve' in tree else {})
+  out = key_problems(tree, keys, more=(*stages, *unlisted))
   if 'stages' in tree and not stages:
     out.append("config.stages is empty: name at least one stage, as in ('study',).")
   for name in stages:
@@ -450,6 +449,9 @@ def check_model(config, model: models.Model) -> list[str]:
   }
   if 'pair_accuracy' in e.tasks:
     lengths['view.prompt_length + view.text_length'] = view.prompt_length + view.text_length
+  if 'improvement' in e.tasks and 'improve' in config:
+    lengths['view.prompt_length + eval.answer_length'] = view.prompt_length + e.answer_length + 1  # an end token
+    lengths['improve.prompt_length + eval.answer_length'] = config.improve.prompt_length + e.answer_length
   for name in config.stages:
     s = config[name]
     if 'replay' in s.losses:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from past_jax.render import encoder
+from past_jax.render import prompt_ids
 from past_jax.types import Example, Policy
 from past_jax.writer import writer
 
@@ -35,14 +35,15 @@ def drafter(
   options = dict(policy=policy, tokenizer=tokenizer, mesh=mesh, length=length, chunk=chunk, stop=stop)
   answer = writer(**options, prompt_length=view['prompt_length'])
   rewrite = writer(**options, prompt_length=improve['prompt_length'])
-  encode = encoder(tokenizer, view['chat'])
 
   def draft(weights, key, examples: Sequence[Example], improved: bool, tick: Callable) -> list[str]:
     keys = jax.random.split(key)
-    asked = [encode(view['instruction'], example) for example in examples]
+    asked = [prompt_ids(tokenizer, view['instruction'], e, view['chat']) for e in examples]
     texts = answer(weights['base'], keys[0], asked, improve['temperature'], tick)
     if improved:
-      asked = [encode(improve['instruction'], example, text) for example, text in zip(examples, texts)]
+      asked = [
+        prompt_ids(tokenizer, improve['instruction'], e, view['chat'], draft=text) for e, text in zip(examples, texts)
+      ]
       texts = rewrite(weights['policy'], keys[1], asked, improve['temperature'], tick)
     return texts
 

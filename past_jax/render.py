@@ -1,7 +1,7 @@
 """Examples to prompts, on the host: the sampling view, the training view and the raw text."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,11 +25,10 @@ class Rendered(NamedTuple):
   trimmed: dict[str, int]  # how many prompts, texts and anchors were cut to fit
 
 
-def fill(template: str, example: Example, draft: str = '') -> str:
-  """`{text}`, `{prompt}`, `{anchor}`, `{draft}` and `{related}` replaced; braces in the data are left alone."""
+def fill(template: str, example: Example, **more: str) -> str:
+  """`{text}`, `{prompt}`, `{anchor}`, `{related}` and names of `more` replaced; braces in the data are left alone."""
   parts = {'{text}': example.text, '{prompt}': example.prompt, '{anchor}': ''.join(map(said, example.anchors[:1]))}
-  parts['{draft}'] = draft
-  parts['{related}'] = ' '.join(example.related)
+  parts |= {'{related}': ' '.join(example.related)} | {f'{{{name}}}': text for name, text in more.items()}
   # One pass over the template: text that happens to contain '{prompt}' is data.
   out, rest = '', template
   while rest:
@@ -54,6 +53,14 @@ def sizes(view: Mapping[str, Any], improve: Mapping[str, Any], plan: Plan, compl
 def common(a: Sequence[int], b: Sequence[int]) -> int:
   """How many of the first ids are the same."""
   return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
+
+def prompt_ids(tokenizer: Tokenizer, template: str, example: Example, chat: bool, **more: str) -> list[int]:
+  """The ids of a filled template, as it is written or as a user's message; of AS_IT_IS those of the example's chat."""
+  if example.messages and template == AS_IT_IS:
+    return tokenizer.chat(example.messages)
+  text = fill(template, example, **more)
+  return tokenizer.chat([{'role': 'user', 'content': text}]) if chat else tokenizer.plain(text)
 
 
 def filled(rendered: Rendered, count: int) -> Rendered:
@@ -90,18 +97,6 @@ def empty_prompts(tokenizer: Tokenizer, count: int) -> Prompts:
   return Prompts(ids, length)
 
 
-def encoder(tokenizer: Tokenizer, chat: bool) -> Callable[..., list[int]]:
-  """Returns encode(template, example, draft) -> ids of a prompt; with `chat` as a user's message."""
-
-  def encode(template: str, example: Example, draft: str = '') -> list[int]:
-    if example.messages and template == AS_IT_IS:
-      return tokenizer.chat(example.messages)
-    text = fill(template, example, draft)
-    return tokenizer.chat([{'role': 'user', 'content': text}]) if chat else tokenizer.plain(text)
-
-  return encode
-
-
 def renderer(
   *,
   tokenizer: Tokenizer,
@@ -134,7 +129,8 @@ def renderer(
     segment: most words of a segment of the transform `segment_reversal`.
   """
 
-  encode = encoder(tokenizer, chat)
+  def encode(template: str, example: Example, **more: str) -> list[int]:
+    return prompt_ids(tokenizer, template, example, chat, **more)
 
   def completion(example: Example, anchor: Any) -> list[int]:
     """With its end token, once, wherever the text or the template may have written it; nothing: no token at all."""
@@ -154,7 +150,7 @@ def renderer(
     if plan.draft == 'none':
       return encode(instruction, example)
     place = {'chosen': 0, 'given': i % 2}.get(plan.draft, -1)
-    return encode(improve['instruction'], example, said(example.anchors[place]) if example.anchors else '')
+    return encode(improve['instruction'], example, draft=said(example.anchors[place]) if example.anchors else '')
 
   def in_orders(example: Example) -> tuple[list[int], list[list[int]], int]:
     """(what the prompts share, the four completions behind the rest of their prompts, rests that were cut).
@@ -163,7 +159,7 @@ def renderer(
     """
     better, worse = example.anchors[:2]
     room = improve['prompt_length'] - prompt_length
-    whole = {draft: encode(improve['instruction'], example, said(draft)) for draft in (better, worse)}
+    whole = {draft: encode(improve['instruction'], example, draft=said(draft)) for draft in (better, worse)}
     n = common(*(whole.values() if len(whole) > 1 else [whole[better]] * 2))
     rest = {draft: ids[n:][-room:] for draft, ids in whole.items()}
     orders = ((better, worse), (better, better), (worse, worse), (worse, better))

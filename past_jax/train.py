@@ -365,7 +365,8 @@ class Loop:
     improved = plan.draft == 'improved'
     calls = -(-len(examples) // stage.collector.prompts_per_call) * (1 + improved)
     self.enter('draft', calls, self.cursor.round + 1, stage.rounds, stage.name)
-    texts = stage.draft(self.weights(stage), jax.random.fold_in(self.key(), DRAFTS), examples, improved, self.tick)
+    weights = {'base': self.base_weights(), 'policy': self.model('policy')}
+    texts = stage.draft(weights, jax.random.fold_in(self.key(), DRAFTS), examples, improved, self.tick)
     return [dataclasses.replace(e, anchors=(*e.anchors, text)) for e, text in zip(examples, texts)]
 
   def key(self):

@@ -31,11 +31,12 @@ VIEW = dict(
   text_length=10,
   anchors=0,
 )
+IMPROVE = dict(instruction='{prompt}: {draft}', prompt_length=24, temperature=1.0)
 
 
 def setting(mesh, examples=EXAMPLES, chunk=4, **changes):
   questions = [(i, q) for i, e in enumerate(examples) for q in e.questions]
-  shape = dict(prompt_length=40, answer_length=10, chunk=chunk, view=VIEW)
+  shape = dict(prompt_length=40, answer_length=10, chunk=chunk, view=VIEW, improve=IMPROVE)
   return Setting(POLICY, TOKENIZER, mesh, examples, questions, **shape | changes)
 
 
@@ -49,6 +50,15 @@ CASES = {
   'accuracy sampled': dict(rule='last_number', samples=3, temperature=0.8),
   'closed_book': dict(),
   'forced_choice': dict(),
+  'improvement': dict(judges={'letters': f'{__name__}:letters', 'model': 'likelihood'}, iterations=2),
+  'improvement beside self-refine': dict(
+    judges={'model': 'likelihood'},
+    temperatures=(0.0, 0.7),
+    drafts='given',
+    baseline='self_refine',
+    feedback='{prompt}: {draft}?',
+    refine='{draft}: {feedback}',
+  ),
   'multiple_choice': dict(),
   'pair_accuracy': dict(),
 }
@@ -56,6 +66,10 @@ CASES = {
 
 def made(mesh, case, **keys):
   return TABLE[case.split()[0]](setting(mesh, **keys), **CASES[case])
+
+
+def run(evaluation, *args):
+  return evaluation.run(*[TABLE_VxV] * len(evaluation.roles), *args)
 
 
 def test_every_evaluation_of_the_table_is_in_the_battery():
@@ -68,7 +82,7 @@ def results(mesh):
   out = {}
   for case in CASES:
     ticks, evaluation = [], made(mesh, case)
-    out[case] = (*evaluation.run(TABLE_VxV, lambda x, ticks=ticks: ticks.append(1) or x), len(ticks), evaluation.calls)
+    out[case] = (*run(evaluation, lambda x, ticks=ticks: ticks.append(1) or x), len(ticks), evaluation.calls)
   return out
 
 
@@ -101,7 +115,7 @@ def test_neither_the_chunk_nor_another_run_changes_anything(mesh, results, case)
   metrics, samples, _, _ = results[case]
   evaluation = made(mesh, case, chunk=3)
   for _ in range(2):
-    again, seen = evaluation.run(TABLE_VxV)
+    again, seen = run(evaluation)
     assert again == pytest.approx(metrics, abs=1e-5)
     outputs = lambda rows: [(row['output'], row['correct']) for row in rows]
     assert outputs(seen) == outputs(samples)
@@ -203,6 +217,8 @@ WRONG = {
     lambda m: TABLE['accuracy'](setting(m, prompt_length=4)),
     'prompt_length=4 is .* 10 of 10',
   ),
+  'no improver': (lambda m: TABLE['improvement'](setting(m, improve={}), judges={'a': 'likelihood'}), 'config.improve'),
+  'no judge': (lambda m: TABLE['improvement'](setting(m), judges={}), 'judges is empty'),
   'long choices': (lambda m: TABLE['forced_choice'](setting(m, answer_length=3)), 'answer_length=3 .* has 4 tokens'),
 }
 

@@ -410,7 +410,8 @@ for name, parts in ADDED.items():
 
 
 def test_every_loss_of_the_table_is_in_the_battery():
-  assert {name.split()[0] for name in CASES} == {*TABLE, *ADDED}
+  of_judges = {name for name in TABLE if TABLE[name]().scores}  # judge_losses_test.py
+  assert {name.split()[0] for name in CASES} | of_judges == {*TABLE, *ADDED}
 
 
 @pytest.fixture(scope='module')

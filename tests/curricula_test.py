@@ -8,8 +8,9 @@ constant, stages = TABLE['constant'], TABLE['stages']
 
 
 def test_constant_is_the_same_plan_for_ever():
-  curriculum = constant(temperature=0.0, prompts=3, epochs=2, anchor_source='given', refresh=('ref', 'judge'))
-  expected = Plan(0.0, 'given', 3, 2, frozenset({'ref', 'judge'}), '')
+  keys = dict(temperature=0.0, prompts=3, epochs=2, anchor_source='given', draft='chosen', refresh=('ref', 'judge'))
+  curriculum = constant(**keys)
+  expected = Plan(**keys | {'refresh': frozenset({'ref', 'judge'})})
   assert [curriculum(r) for r in (0, 1, 10**6)] == [expected] * 3
   assert constant()(0) == Plan()
 
@@ -43,7 +44,8 @@ def test_plans_of_a_config_and_a_lone_role():
     (lambda: stages(plans=((0, {}),)), r'plans\[0\] lasts 0'),
     (lambda: stages(plans=((1, {}), (1, {'temprature': 1}))), r"plans\[1\].temprature.*'temperature'"),
     (lambda: stages(plans=((1, {'epochs': 0}),)), r'plans\[0\].epochs=0'),
-    (lambda: constant(anchor_source='selves'), "anchor_source='selves'.*none, given, self"),
+    (lambda: constant(anchor_source='self'), "anchor_source='self'.*none, given"),
+    (lambda: constant(draft='sample'), "draft='sample'.*sampled, improved"),
     (lambda: constant(temperature=-1), 'temperature=-1'),
     (lambda: constant(temperature=float('nan')), 'temperature=nan'),
     (lambda: constant(prompts=-1), 'curriculum.prompts=-1.*0 for all rows'),

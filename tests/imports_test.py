@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / 'past_jax'
-LEAVES = {'types', 'answers', 'functions', 'text', 'mesh', 'lora', 'logps', 'sampler', 'buckets'}
+LEAVES = {'types', 'answers', 'functions', 'text', 'mesh', 'lora', 'logps', 'scores', 'sampler', 'buckets'}
 # module -> what of this package it may import; a name covers what is below it
 MAY = {
   'types': set(),
@@ -17,6 +17,7 @@ MAY = {
   'mesh': {'types'},
   'lora': {'types'},
   'logps': {'types', 'mesh'},
+  'scores': {'types', 'logps'},
   'buckets': {'types', 'hlo'},
   'buffer': {'types'},
   'coverage': LEAVES,
@@ -48,6 +49,7 @@ MAY = {
   'update': LEAVES,
   'collect': LEAVES | {'hosts', 'selects'},
   'writer': LEAVES | {'generators', 'render'},
+  'drafts': LEAVES | {'render', 'writer'},
   'pairs': {'types', 'data', 'render', 'writer'},
   'main': {'types', 'heap', 'compile_cache'},
 }

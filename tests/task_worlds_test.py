@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from past_jax.answers import extract, same
-from past_jax.data.worlds import TABLE, instructions, notes
+from past_jax.data.worlds import TABLE, edits, instructions, notes
 from past_jax.data.worlds.biographies import SENTENCES
 from past_jax.data.worlds.reversal import ASKED, CORES, MOST_TEMPLATES, OPENERS, statement
 from past_jax.types import Example, UserError
@@ -50,7 +50,7 @@ def test_the_splits_share_no_question_and_no_entity(name):
   asked = lambda examples: {q.question for e in examples for q in e.questions}
   assert not asked(tune) & asked(final)
   assert not {(e.prompt, e.text) for e in tune} & {(e.prompt, e.text) for e in final}
-  if name in ('arithmetic', 'chains', 'guidance', 'instructions', 'notes', 'preferences'):
+  if name in ('arithmetic', 'chains', 'edits', 'guidance', 'instructions', 'notes', 'preferences'):
     return
   templates = lambda examples: {re.sub(r'\b[A-Z][a-z]+\b', '', q) for q in asked(examples)}
   assert not templates(tune) & templates(final)
@@ -336,3 +336,133 @@ def test_notes_are_what_they_are_called_and_about_others():
   assert {e.where.split()[-1] for e in made('notes', count=50, kinds=('copy', 'wrong'))} == {'copy', 'wrong'}
   with pytest.raises(UserError, match='only statements'):
     notes.faithful('x', Example(text='nothing', where='rows.jsonl:1'))
+
+
+# --- edits --------------------------------------------------------------------------------------------------------
+
+
+def slow_quality(response, key, rule, letters):
+  """`rule`: (letter of the key, half) -> its good letters."""
+  points = 0
+  for place in range(max(8, len(response))):
+    said = response[place] if place < len(response) else None
+    if place >= 8 or said is None:
+      points -= 1
+    if said is not None and said not in letters:
+      points -= 1
+    if place < 8 and said is not None and said in rule[key[place % 4], place // 4]:
+      points += 1
+  return points / 8 if points > 0 else 0.0
+
+
+@pytest.mark.parametrize(('split', 'letters'), [('tune', 'abcdefgh'), ('final', 'ijklmnop')])
+def test_quality_is_the_share_of_places_that_keep_one_rule(split, letters):
+  rows = made('edits', count=500, split=split)
+  rule = {}
+  for e in rows:
+    assert re.fullmatch(f'[{letters}]{{4}}>', e.prompt) and all(re.fullmatch(f'[{letters}]{{8}}', a) for a in e.anchors)
+    for place, good in enumerate(e.target.split()):
+      assert rule.setdefault((e.prompt[place % 4], place // 4), good) == good and len(set(good)) == 3
+  assert len(rule) == 16 and len(set(rule.values())) > 8
+  random = np.random.default_rng(0)
+  scores = Counter()
+  for e in rows:
+    said = ''.join(random.choice([*letters, *letters, 'z', ' ', '\n', ''], size=random.integers(7, 11)))
+    for response in (*e.anchors, said):
+      score = slow_quality(response, e.prompt, rule, letters)
+      scores[score] += 1
+      assert edits.quality(response, e) == score
+    assert edits.quality(e.questions[0].answer, e) == 1
+  assert {n / 8 for n in range(9)} <= set(scores)
+
+
+@pytest.mark.parametrize(
+  ('completion', 'score'),
+  [
+    ('aaaaeeee', 1),
+    ('bcbcfgfg', 1),  # others as good
+    ('aaaaeeea', 7 / 8),
+    ('aaaaeee', 6 / 8),
+    ('aaaaeeeea', 7 / 8),
+    ('aaaaeee!', 6 / 8),
+    ('aaaaeeee\n', 6 / 8),
+    (' aaaaeeee', 4 / 8),  # a letter misplaced, a foreign one twice wrong
+    ('aaaaeeee!!!!!', 0),
+    ('eeeeaaaa', 0),
+    ('', 0),
+  ],
+)
+def test_quality_of(completion, score):
+  assert edits.quality(completion, Example(target=' '.join(4 * ['abc'] + 4 * ['efg']))) == score
+
+
+def test_quality_needs_a_row_of_its_world():
+  for target in ('', ' a,b,c,d', ' '.join(8 * ['xyz'])):
+    with pytest.raises(UserError, match='rows.jsonl:1: quality needs a row of world:edits'):
+      edits.quality('aaaaeeee', Example(target=target, where='rows.jsonl:1'))
+
+
+def qualities(rows):
+  return np.array([[edits.quality(a, e) for a in e.anchors] for e in rows])
+
+
+@pytest.mark.parametrize('noise', [0.1, 0.5])
+def test_the_better_is_preferred_as_often_as_the_logistic_says(noise):
+  gap = np.subtract(*qualities(made('edits', count=4096, noise=noise)).T)
+  for size in sorted(set(abs(gap)) - {0}):
+    n, expected = np.sum(abs(gap) == size), 1 / (1 + np.exp(-size / noise))
+    if n * (1 - expected) > 10:
+      assert np.mean(gap[abs(gap) == size] > 0) == pytest.approx(
+        expected, abs=4 * (expected * (1 - expected) / n) ** 0.5
+      )
+  expected = 1 / (1 + np.exp(-abs(gap[gap != 0]) / noise))
+  sigma = np.sum(expected * (1 - expected)) ** 0.5
+  assert np.sum(gap > 0) == pytest.approx(np.sum(expected), abs=4 * sigma)
+
+
+@pytest.mark.parametrize('split', ['tune', 'final'])
+@pytest.mark.parametrize('seed', [0, 1, 2])
+def test_there_is_room_above_the_preferred(split, seed):
+  rows = made('edits', count=2048, seed=seed, split=split)
+  means = qualities(rows).mean(0)
+  assert 0.53 < means[0] < 0.59 and 0.25 < means[1] < 0.31
+  said = {}  # (letter of the key, half) -> what is written there, good or not
+  for e in rows:
+    for place, good in enumerate(e.target.split()):
+      cell = said.setdefault((e.prompt[place % 4], place // 4), Counter())
+      cell[e.anchors[0][place], e.anchors[0][place] in good] += 1
+  assert sum(counts.most_common(1)[0][0][1] for counts in said.values()) == 8  # the likeliest letter is good in half
+
+
+def test_without_noise_the_better_is_preferred_and_nothing_else_changes():
+  sharp, noisy = made('edits', count=300, noise=0), made('edits', count=300, noise=1e9)
+  assert (np.diff(qualities(sharp)) <= 0).all()
+  assert [(e.prompt, e.target, {*e.anchors}) for e in sharp] == [(e.prompt, e.target, {*e.anchors}) for e in noisy]
+  turned = sum(a.anchors != b.anchors for a, b in zip(sharp, noisy))
+  assert turned == pytest.approx(150, abs=4 * 75**0.5)
+
+
+def test_equal_responses_are_drawn_again(monkeypatch):
+  monkeypatch.setattr(edits, 'SKILL', (0, 0.1))
+  monkeypatch.setattr(
+    edits, 'HABIT', 1
+  )  # writers who say nearly the same: as it is, equal ones are too rare to be seen
+  assert all(e.anchors[0] != e.anchors[1] for e in made('edits', count=1000))
+
+
+def test_keys_are_distinct_and_rows_after_the_first_are_held_out():
+  rows = made('edits', count=4096)
+  assert len({e.prompt for e in rows}) == 4096
+  assert made('edits', count=300) == rows[:300]
+  other = made('edits', seed=2)
+  assert {e.target for e in rows}.isdisjoint(e.target for e in other)  # another rule
+  with pytest.raises(UserError, match='with count=4097, noise=0.1: there are 1 to 4096 keys of 4 of the letters abcd'):
+    made('edits', count=4097)
+  with pytest.raises(UserError, match='noise=-0.5: .* noise is 0 or more'):
+    made('edits', noise=-0.5)
+
+
+def test_a_world_of_edits_never_changes():
+  # A published figure names only its keys.
+  e = TABLE['edits'](count=1, seed=0).examples[0]
+  assert (e.prompt, *e.anchors, e.target) == ('baad>', 'dagghfde', 'dddacaga', 'adf adf adf abe bdh dfg dfg aeg')

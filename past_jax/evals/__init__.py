@@ -1,11 +1,12 @@
-"""Evaluations: run(params, tick, before) -> (metrics, samples for people); the names of config.eval.tasks."""
+"""Evaluations: run(params of roles, tick, before) -> (metrics, samples for people); the names of config.eval.tasks."""
 
-from past_jax.evals import accuracy, choices, closed_book, harness, judge, pairs
+from past_jax.evals import accuracy, choices, closed_book, harness, improvement, judge, pairs
 
 TABLE = {
   'accuracy': accuracy.accuracy,
   'closed_book': closed_book.closed_book,
   'forced_choice': choices.forced_choice,
+  'improvement': improvement.improvement,
   'judge_accuracy': judge.judge_accuracy,
   'lm_eval': harness.lm_eval,
   'multiple_choice': choices.multiple_choice,

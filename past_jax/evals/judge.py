@@ -23,7 +23,8 @@ def judge_accuracy(setting: Setting, *, reads: Literal['draft', 'prompt'] = 'dra
   calibration error of s(|margin|) in 10 bins of as many pairs (arXiv 1706.04599); `judge/longer`, how often the better
   is the longer one, in tokens (ties half): a judge that says no more than that knows nothing else. Of gaps also
   `judge/better`, `judge/equal` and `judge/worse`, the means of g(w, l), of g(w, w) with g(l, l), and of g(l, w), and
-  `judge/right_of_better` and `judge/right_of_worse`, how often the first is above and the last below 0.
+  `judge/right_of_better` and `judge/right_of_worse`, how often g(w, l) is above g(l, l), and g(l, w) below g(w, w): the
+  loss knows differences alone, so no gain is what a response has over itself, not 0.
 
   Args:
     reads: `draft`: the judge is one of gaps, trained by the loss gap. `prompt`: it was trained by bradley_terry.
@@ -57,9 +58,9 @@ def judge_accuracy(setting: Setting, *, reads: Literal['draft', 'prompt'] = 'dra
     metrics = {'accuracy': right, 'accuracy/n': len(margins), 'longer': longer, 'longer/n': len(margins)}
     metrics |= {'loss': float(np.logaddexp(0, -margins).mean()), 'calibration': calibration(margins)}
     if gaps:
-      better, *equal, worse = scores.T
-      metrics |= {'better': better.mean(), 'equal': np.mean(equal), 'worse': worse.mean()}
-      metrics |= {'right_of_better': share(better), 'right_of_worse': share(-worse)}
+      better, same_w, same_l, worse = scores.T
+      metrics |= {'better': better.mean(), 'equal': (same_w + same_l).mean() / 2, 'worse': worse.mean()}
+      metrics |= {'right_of_better': share(better - same_l), 'right_of_worse': share(same_w - worse)}
     shown = [
       {
         'kind': NAME,

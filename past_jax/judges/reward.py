@@ -14,7 +14,8 @@ def reward(
 ) -> Judge:
   """Score: what the head says after the completion's last token; an empty completion abstains.
 
-  With a draft in the prompt and the judge trained by the loss `gap` that is g(completion, draft): 0 is no gain.
+  With a draft in the prompt and the judge trained by the loss `gap` that is g(completion, draft): no gain
+  is g(draft, draft), which is the same for a whole group.
 
   Args:
     view: `same`: it reads the group's own prompts, drafts included. `plain`: config.view.instruction, as a judge that

@@ -43,7 +43,7 @@ def scorer(policy: Policy, chunk: int, of=group_logps):
     rows = host((Prompts(prompts.ids_BxP, prompts.length_B), ids_NxKxT, length_NxK))
     N = len(rows[2])
     if N == 0:
-      return np.zeros(jax.eval_shape(functools.partial(of, policy), params, *rows).shape, np.float32)
+      return np.zeros(ids_NxKxT.shape, np.float32)
     picks = [np.minimum(np.arange(start, start + chunk), N - 1) for start in range(0, N, chunk)]
     calls = [program(params, *jax.tree.map(functools.partial(np.take, indices=pick, axis=0), rows)) for pick in picks]
     return np.concatenate(host(calls))[:N]

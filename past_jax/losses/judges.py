@@ -54,6 +54,8 @@ def gap(terms: Literal['five', 'one'] = 'five') -> Loss:
     five: -log s of g(w,l)-g(w,w), g(w,l)-g(l,l), g(w,l)-g(l,w), g(w,w)-g(l,w) and g(l,l)-g(l,w), summed
     one:  -log s(g(w,l) - g(l,w)) alone, which says nothing of equals
 
+  Only differences are told, so no gain is g(b, b), which need not be 0.
+
   A group is given in the order of `WL`, `WW`, `LL`, `LW`; one that lacks a member teaches nothing.
 
   Raises:

@@ -15,7 +15,9 @@ KEY, LENGTH = 4, 8  # letters of a key and of a response
 GOOD = 3  # letters that are good at a place
 SKILL = (0.04, 0.80)  # how often a writer's letter is good: least and most
 HABIT = 0.7  # share of a writer's bad letters that are a habit, where there is one
-LUCK = 256  # numbers drawn for a pair, of which it takes at most 3 + 2 * 3 * LENGTH
+SLIP = 0.15  # share of the responses that are of a wrong length
+LENGTHS = (1, 2, 3, 4, 5, 6, 7, 9, 10, 11)  # those that they have
+LUCK = 256  # numbers drawn for a pair, of which it takes at most 3 + 2 * (3 * LENGTH + 5)
 
 
 def edits(count: int, seed: int, noise: float = 0.1, split: str = 'tune') -> World:
@@ -28,10 +30,11 @@ def edits(count: int, seed: int, noise: float = 0.1, split: str = 'tune') -> Wor
 
   Each response has a writer, whose letters are good with a probability of their own, evenly spread over `SKILL`. For
   half of the 16 sets all writers have a habit, one bad letter that they write more often than any good one: the most
-  probable response has half of its letters wrong, and a lower temperature does not do for an improvement. Of a pair
+  probable response has half of its letters wrong, and a lower temperature alone is no improvement. One response of
+  seven is too long or too short: who learns from them would never hear otherwise that this is worse. Of a pair
   (a, b) the response a is preferred with probability sigmoid((quality(a) - quality(b)) / noise); a pair of equal texts
-  is drawn again. On average the preferred has quality 0.56 and the other 0.28 at the default noise; labels of infinite
-  noise leave 0.42 for both.
+  is drawn again. On average the preferred has quality 0.52 and the other 0.23 at the default noise; labels of infinite
+  noise leave 0.37 for both.
 
   The anchors are the preferred response and the other. The target, which no prompt shows, is what `quality` reads: the
   good letters of each place, 'abe cdg ...'. The question is the key, its answer one of the best responses.
@@ -112,4 +115,8 @@ def _written(places: list, luck, pick) -> str:
       text += pick(good)
     else:
       text += bad[0] if habit and next(luck) < HABIT else pick(bad)
-  return text
+  if next(luck) >= SLIP:
+    return text
+  letters = sorted(places[0][0])
+  more = ''.join(pick(letters) for _ in range(max(LENGTHS) - LENGTH))
+  return (text + more)[: pick(LENGTHS)]
