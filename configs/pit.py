@@ -43,9 +43,9 @@ def get_config(arg=''):
     c.model.lora.rank = 16
   c.data.update(text='', prompt='prompt', chosen='chosen', rejected='rejected', replay='', source='prefs.jsonl')
   if tiny:
-    c.data.source, c.data.world = 'world:edits', dict(count=2048, seed=0, noise=0.1, split='tune')
-    c.data.limit = 1920
-    c.eval.update(sources=dict(edits='world:edits'), skip=1920, limit=128)
+    c.data.source, c.data.world = 'world:edits', dict(count=3328, seed=0, noise=0.05, split='tune')
+    c.data.limit = 3072  # keys that are studied; the last 256 are asked
+    c.eval.update(sources=dict(edits='world:edits'), skip=3072, limit=256)
   c.view.update(instruction='{prompt}', train_view='same', train_instruction='', anchors=2, chat=not tiny)
   c.view.prompt_length, c.view.text_length = (8, 12) if tiny else (192, 192)
   c.improve = dict(
@@ -56,8 +56,15 @@ def get_config(arg=''):
   c.optimizer.update(lr=3e-3 if tiny else 1e-4, schedule='linear', warmup=0.05, end=0.0, b2=0.99)
   c.eval.update(prompt_length=24 if tiny else 256, answer_length=12 if tiny else 192, chunk=128 if tiny else 16)
   c.eval.heldout = ''
-  c.eval.tasks = dict(accuracy=dict(function=MARK, samples=4, temperature=1.0)) if tiny else {}
-  c.eval.tasks.update(judge_accuracy=dict(reads='draft' if improves and a.gap != 'difference' else 'prompt'))
+  # Who says what is better: nobody who was trained on. Win rates of y_1, y_2, ... over drafts of the first model.
+  judges = dict(likelihood='likelihood') | (dict(quality=MARK) if tiny else {})
+  c.eval.tasks = dict(judge_accuracy=dict(reads='draft' if improves and a.gap != 'difference' else 'prompt'))
+  if improves:
+    c.eval.tasks.improvement = dict(judges=judges, iterations=2, temperatures=(1.0,), baseline='self_refine')
+    if tiny:  # it follows no request: its refined response is another one of its own
+      c.eval.tasks.improvement.refine = '{prompt}'
+  elif tiny:
+    c.eval.tasks.accuracy = dict(function=MARK, samples=4, temperature=1.0)
 
   gap = common.choose({'five': 'five', 'one': 'one', 'difference': ''}, 'gap', a.gap) if improves else ''
   common.choose({'policy': 0, 'pit': 0}, 'arm', a.arm)
@@ -79,7 +86,7 @@ def get_config(arg=''):
       name='constant',
       temperature=1.0,
       prompts=0,
-      epochs=6 if tiny else 1,
+      epochs=12 if tiny else 1,
       anchor_source='given',
       draft=draft('rejected'),
     ),
@@ -94,7 +101,7 @@ def get_config(arg=''):
     trains='judge',
     select=dict(name='everything') if gap else dict(name='all_pairs', margin=0.0),
     curriculum=dict(
-      name='constant', prompts=0, epochs=8 if tiny else 1, anchor_source='given', draft='orders' if gap else 'none'
+      name='constant', prompts=0, epochs=10 if tiny else 1, anchor_source='given', draft='orders' if gap else 'none'
     ),
     losses=dict(group=dict(gap=dict(weight=1.0, terms=gap)) if gap else dict(bradley_terry=dict(weight=1.0))),
     optimizer=dict(lr=a.judge_lr or (2e-3 if tiny else 1e-4)),

@@ -13,14 +13,15 @@ from past_jax.types import Example, Question, UserError
 LETTERS = {'tune': 'abcdefgh', 'final': 'ijklmnop'}
 KEY, LENGTH = 4, 8  # letters of a key and of a response
 GOOD = 3  # letters that are good at a place
-SKILL = (0.04, 0.80)  # how often a writer's letter is good: least and most
+SKILL = (0.04, 0.90)  # how often a writer's letter is good: least and most
 HABIT = 0.7  # share of a writer's bad letters that are a habit, where there is one
+KEPT = 0.5  # share of its letters that the second writer of a pair takes over from the first
 SLIP = 0.15  # share of the responses that are of a wrong length
 LENGTHS = (1, 2, 3, 4, 5, 6, 7, 9, 10, 11)  # those that they have
-LUCK = 256  # numbers drawn for a pair, of which it takes at most 3 + 2 * (3 * LENGTH + 5)
+LUCK = 256  # numbers drawn for a pair, of which it takes at most 3 + 2 * (4 * LENGTH + 5)
 
 
-def edits(count: int, seed: int, noise: float = 0.1, split: str = 'tune') -> World:
+def edits(count: int, seed: int, noise: float = 0.05, split: str = 'tune') -> World:
   """`count` keys such as 'badc>', each with a preferred and another response such as 'hbfacgda'.
 
   Three of the eight letters are good at a place of a response, and which three depends on one letter of the key, the
@@ -97,21 +98,27 @@ def _pair(example: Example, places: list, noise: float, seed: int, row: int) -> 
   """(preferred, other): two writers' responses that are not the same."""
   for draw in itertools.count():
     luck, pick = dice(seed, row, 44, draw, size=LUCK)
-    a, b = (_written(places, luck, pick) for _ in range(2))
+    a = _written(places, luck, pick)
+    b = _written(places, luck, pick, a)
     if a != b:
       gap = quality(a, example) - quality(b, example)
       preferred = (1 + math.tanh(gap / (2 * max(noise, 1e-9)))) / 2  # the sigmoid, without an overflow
       return (a, b) if next(luck) < preferred else (b, a)
 
 
-def _written(places: list, luck, pick) -> str:
-  """Place by place a good letter, a habit or any other bad one. `places`: (its letters, good ones first; a habit?)."""
+def _written(places: list, luck, pick, draft: str = '') -> str:
+  """Place by place a letter of the draft, a good one, a habit or any other bad one.
+
+  `places`: (its letters, good ones first; a habit?).
+  """
   least, most = SKILL
   skill = least + (most - least) * next(luck)
   text = ''
-  for order, habit in places:
+  for place, (order, habit) in enumerate(places):
     good, bad = order[:GOOD], order[GOOD:]
-    if next(luck) < skill:
+    if place < len(draft) and next(luck) < KEPT:
+      text += draft[place]
+    elif next(luck) < skill:
       text += pick(good)
     else:
       text += bad[0] if habit and next(luck) < HABIT else pick(bad)
