@@ -48,6 +48,9 @@ def improvement(
     spoilt: of the drafts that score at least `good`, the share whose y_I scores less; left out where there are none
     elo: Elo points over y_0, of Bradley-Terry's model of all rows' comparisons between iterations (`elo.py`)
     over_baseline: delta less that of the baseline
+  Of several iterations `improvement/JUDGE/tT/rises` is the share of them that raise the mean score. Of several
+  temperatures `improvement/JUDGE/best_temperature` is that of the largest delta of y_1, the lowest of equals, and
+  `.../baseline_hotter` that of the baseline less it.
   `improvement/JUDGE/draft` is the mean score of y_0 and `.../good` the share that scores at least `good`.
   `improvement/text/tT/iI/copied` is the share of rows whose y_I is a copy of y_(I-1), and `.../length` the mean length
   of y_I over that of y_0, in characters. `improvement/trimmed` is the share of prompts that were cut on the left.
@@ -140,7 +143,11 @@ def improvement(
         samples += shown(kind, examples, chain, scores)
     for name in judges:
       metrics |= {f'{NAME}/{name}/{k}': v for k, v in of_drafts(np.array(firsts[name]), good).items()}
-    metrics |= over_baseline(metrics) | {f'{NAME}/trimmed': float(np.mean(cut))}
+    for prefix in [NAME, *[f'{NAME}/{BASELINE}'] * bool(baseline)] if len(temperatures) > 1 else ():
+      metrics |= {
+        f'{prefix}/{name}/best_temperature': best(metrics, f'{prefix}/{name}', temperatures) for name in judges
+      }
+    metrics |= over_baseline(metrics) | hotter(metrics, judges) | {f'{NAME}/trimmed': float(np.mean(cut))}
     return metrics, samples
 
   made = len(temperatures) * iterations
@@ -156,6 +163,21 @@ def over_baseline(metrics: Mapping[str, float]) -> dict[str, float]:
     f'{name.removesuffix("delta")}over_baseline': metrics[name] - metrics[other]
     for name, other in pairs.items()
     if name.endswith('/delta') and name in metrics
+  }
+
+
+def best(metrics: Mapping[str, float], prefix: str, temperatures: Sequence[float]) -> float:
+  """The temperature of the largest delta, the lowest of equals; NaN where no row has a score."""
+  deltas = {t: metrics[key] for t in sorted(temperatures) if (key := f'{prefix}/t{t:g}/i1/delta') in metrics}
+  return max(deltas, key=deltas.get, default=float('nan'))
+
+
+def hotter(metrics: Mapping[str, float], judges) -> dict[str, float]:
+  pairs = {name: [f'{NAME}/{part}{name}/best_temperature' for part in (f'{BASELINE}/', '')] for name in judges}
+  return {
+    f'{NAME}/{name}/baseline_hotter': metrics[theirs] - metrics[ours]
+    for name, (theirs, ours) in pairs.items()
+    if theirs in metrics
   }
 
 
