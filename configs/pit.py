@@ -101,7 +101,7 @@ def get_config(arg=''):
     trains='judge',
     select=dict(name='everything') if gap else dict(name='all_pairs', margin=0.0),
     curriculum=dict(
-      name='constant', prompts=0, epochs=10 if tiny else 1, anchor_source='given', draft='orders' if gap else 'none'
+      name='constant', prompts=0, epochs=6 if tiny else 1, anchor_source='given', draft='orders' if gap else 'none'
     ),
     losses=dict(group=dict(gap=dict(weight=1.0, terms=gap)) if gap else dict(bradley_terry=dict(weight=1.0))),
     optimizer=dict(lr=a.judge_lr or (2e-3 if tiny else 1e-4)),
@@ -117,7 +117,7 @@ def get_config(arg=''):
     a.rl,
   )
   learn = stage | dict(
-    rounds=60 if tiny else 20,
+    rounds=(60 if improves else 30) if tiny else 20,
     generator=dict(
       name='sampler', role='policy', group=8, length=12 if tiny else 192, top_k=0, top_p=1.0, min_p=0.0, stop=()
     ),

@@ -1,8 +1,8 @@
 """Learning to improve (D1-D5; arXiv 2310.00898), where quality is known exactly to us and to no model.
 
 World: `world:edits`, keys such as 'badc>' and responses of eight letters; quality is the share of letters that a hidden
-rule of key and place likes, less faults of length. Of 3072 keys there is a pair, its label drawn by Bradley and Terry,
-the preferred of quality 0.53 and the other of 0.30; 256 other keys are asked. Models have 0.1M parameters and read
+rule of key and place likes, less faults of form. Of 3072 keys there is a pair, its label drawn by Bradley and Terry,
+the preferred of quality 0.48 and the other of 0.25; 256 other keys are asked. Models have 0.1M parameters and read
 bytes. `policy` imitates the preferred and is reinforced by a Bradley-Terry reward: its responses, better than those
 of the data, are the drafts. Every arm learns from the pairs to imitate, and a judge to tell, and is reinforced by that
 judge for 120 rounds of 64 keys, 8 responses each. Delta is the share of drafts that one improvement makes better, less

@@ -16,9 +16,10 @@ GOOD = 3  # letters that are good at a place
 SKILL = (0.04, 0.90)  # how often a writer's letter is good: least and most
 HABIT = 0.7  # share of a writer's bad letters that are a habit, where there is one
 KEPT = 0.5  # share of its letters that the second writer of a pair takes over from the first
-SLIP = 0.15  # share of the responses that are of a wrong length
+SLIP = 0.25  # share of the responses that are of a wrong length, or have characters in them that are no letters
+FOREIGN = '>?.'
 LENGTHS = (1, 2, 3, 4, 5, 6, 7, 9, 10, 11)  # those that they have
-LUCK = 256  # numbers drawn for a pair, of which it takes at most 3 + 2 * (4 * LENGTH + 5)
+LUCK = 256  # numbers drawn for a pair, of which it takes at most 3 + 2 * (4 * LENGTH + 6)
 
 
 def edits(count: int, seed: int, noise: float = 0.05, split: str = 'tune') -> World:
@@ -31,11 +32,12 @@ def edits(count: int, seed: int, noise: float = 0.05, split: str = 'tune') -> Wo
 
   Each response has a writer, whose letters are good with a probability of their own, evenly spread over `SKILL`. For
   half of the 16 sets all writers have a habit, one bad letter that they write more often than any good one: the most
-  probable response has half of its letters wrong, and a lower temperature alone is no improvement. One response of
-  seven is too long or too short: who learns from them would never hear otherwise that this is worse. Of a pair
-  (a, b) the response a is preferred with probability sigmoid((quality(a) - quality(b)) / noise); a pair of equal texts
-  is drawn again. On average the preferred has quality 0.52 and the other 0.23 at the default noise; labels of infinite
-  noise leave 0.37 for both.
+  probable response has half of its letters wrong, and a lower temperature alone is no improvement. The second writer
+  of a pair takes half of the letters over from the first. One response of four is of a wrong length or has other
+  characters in it: who learns from them would never hear otherwise that this is worse.
+
+  Of a pair (a, b) the response a is preferred with probability sigmoid((quality(a) - quality(b)) / noise); a pair of
+  equal texts is drawn again. On average the preferred has quality 0.48 and the other 0.25 at the default noise.
 
   The anchors are the preferred response and the other. The target, which no prompt shows, is what `quality` reads: the
   good letters of each place, 'abe cdg ...'. The question is the key, its answer one of the best responses.
@@ -124,6 +126,8 @@ def _written(places: list, luck, pick, draft: str = '') -> str:
       text += bad[0] if habit and next(luck) < HABIT else pick(bad)
   if next(luck) >= SLIP:
     return text
-  letters = sorted(places[0][0])
-  more = ''.join(pick(letters) for _ in range(max(LENGTHS) - LENGTH))
-  return (text + more)[: pick(LENGTHS)]
+  if next(luck) < 0.5:
+    letters = sorted(places[0][0])
+    return (text + ''.join(pick(letters) for _ in range(max(LENGTHS) - LENGTH)))[: pick(LENGTHS)]
+  first = pick(range(LENGTH))
+  return text[:first] + ''.join(pick(FOREIGN) for _ in text[first : first + 3]) + text[first + 3 :]
