@@ -191,7 +191,7 @@ KEPT = {'name': 'all_pairs', 'ties': 'keep'}
     ([('study.micro', 3)], 'config.study.batch=8 must be a multiple of config.study.micro=3, or no larger.'),
     ([('study.micro', 4), ('study.replay_batch', 6)], 'config.study.replay_batch=6 must be a multiple of config.study'),
     ([('study.rounds', True)], 'config.study.rounds=True must be a whole number.'),
-    ([('eval.tasks', {'force_choice': {}})], 'choose one of accuracy, closed_book, forced_choice, lm_eval, multiple'),
+    ([('eval.tasks', {'force_choice': {}})], 'accuracy, closed_book, forced_choice, improvement, lm_eval, multiple'),
     (
       [('eval.tasks', {'accuracy': {'role': 'line'}})],
       "'accuracy' does not take role; it takes rule, function, samples",
