@@ -16,7 +16,7 @@
   ... :gap=one | difference g from the pair the right way and the wrong way alone | a Bradley-Terry reward, whose
                             differences are the gaps
   ... :rl=grpo | dpo        dpo: the best and the worst of 8 by g, DPO against the stage's beginning: the offline form
-  ... :beta=0.05
+  ... :beta=0.05            weight of the KL to what a stage began with
 
 A run that was stopped goes on in the stage, round and update where it was. At inference: past sample --improve.
 """
@@ -34,9 +34,7 @@ MARK = 'past_jax.data.worlds.edits:quality'
 
 
 def get_config(arg=''):
-  a = common.parse_arg(
-    arg, size='smol', arm='pit', gap='five', rl='rloo', easy=True, depth=2, beta=0.05, judge_lr=0.0, lr=0.0
-  )
+  a = common.parse_arg(arg, size='smol', arm='pit', gap='five', rl='rloo', easy=True, depth=2, beta=0.2)
   c = common.base(a.size)
   tiny, improves = a.size == 'tiny', a.arm == 'pit'
   if not tiny:
@@ -104,7 +102,7 @@ def get_config(arg=''):
       name='constant', prompts=0, epochs=6 if tiny else 1, anchor_source='given', draft='orders' if gap else 'none'
     ),
     losses=dict(group=dict(gap=dict(weight=1.0, terms=gap)) if gap else dict(bradley_terry=dict(weight=1.0))),
-    optimizer=dict(lr=a.judge_lr or (2e-3 if tiny else 1e-4)),
+    optimizer=dict(lr=2e-3 if tiny else 1e-4),
   )
   pairs = dict(name='best_vs', other='worst')
   select, loss = common.choose(
@@ -124,7 +122,7 @@ def get_config(arg=''):
     judge=dict(name='reward', role='judge', view=view, chunk=512 if tiny else 16),
     select=select,
     losses=dict(group=loss),
-    optimizer=dict(lr=a.lr or (5e-4 if tiny else 1e-5), warmup=0.0),
+    optimizer=dict(lr=5e-4 if tiny else 1e-5, warmup=0.0),
   )
   of = lambda name: dict(
     name='constant', temperature=1.0, prompts=64 if tiny else 32, epochs=1, anchor_source='none', draft=draft(name)

@@ -12,7 +12,7 @@ The paper asks GPT-4 and people; D2's baseline, Self-Refine, asks a model to ref
 request: its refined response is another sample of its own. Second judge: the mean log-prob under the policy that wrote
 the drafts, which nobody was trained on either.
 
-Controls: a judge that throws dice, and imitation alone. Arms that no claim reads: other rewards, the offline form.
+Controls: a judge that throws dice, and imitation alone. Arms that no claim reads: other rewards.
 
   past ablate configs/ablations/pit.py --workdir=runs/ablate
 """
@@ -49,7 +49,6 @@ def get_sweep() -> Sweep:
       'hard': improver(',easy=false', hard__rounds=2 * ROUNDS),
       'one_term': improver(',gap=one'),
       'difference': improver(',gap=difference'),
-      'offline': improver(',rl=dpo'),
       'dice': improver(easy__judge=dice, hard__judge=dice),
       'imitation': improver(',depth=0'),
     },
@@ -77,5 +76,4 @@ def get_sweep() -> Sweep:
     seeded=('seed', 'data.world.seed'),
     final={'data.world.split': 'final'},
     budget='steps',
-    first=100,
   )
