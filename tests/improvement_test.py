@@ -14,7 +14,7 @@ from past_jax.commands import study
 from past_jax.data.worlds.instructions import preferences
 from past_jax.evals import chains
 from past_jax.evals.elo import elo
-from past_jax.evals.improvement import improvement
+from past_jax.evals.improvement import best, improvement
 from past_jax.evals.setting import Setting
 from past_jax.main import main
 from past_jax.metrics import rows
@@ -189,6 +189,22 @@ def test_what_no_row_tells_is_left_out():
   assert not {'i1/spoilt', 'i1/delta_mid'} & set(found) and {'i1/delta_low', 'i1/delta_high'} <= set(found)
   assert chains.of_scores(np.array([[nan], [1.0]]), good=0.5) == {}
   assert chains.of_drafts(np.array([nan]), 0.5) == {}
+
+
+def test_iterations_that_rise():
+  scores = np.array([[0.0, 1], [1, 1], [1, 0.5], [2, 2], [2, 2]])  # means 0.5, 1, 0.75, 2, 2
+  assert chains.of_scores(scores, good=0.5)['rises'] == 0.5
+  assert 'rises' not in chains.of_scores(scores[:2], good=0.5)
+
+
+def test_the_best_temperature_is_the_lowest_of_equals():
+  of = lambda prefix, deltas: {f'{prefix}/a/t{t}/i1/delta': d for t, d in deltas.items()}
+  metrics = of('improvement', {'0.2': 0.1, '0.5': 0.3, '1': 0.3}) | of(
+    'improvement/baseline', {'0.2': 0, '0.5': 0, '1': 0.1}
+  )
+  found = best(metrics, ['a', 'b'], (1.0, 0.2, 0.5))
+  expected = {'a/best_temperature': 0.5, 'baseline/a/best_temperature': 1.0, 'a/baseline_hotter': 0.5}
+  assert found == {f'improvement/{name}': x for name, x in expected.items()}
 
 
 def test_copies_are_the_same_or_nearly():

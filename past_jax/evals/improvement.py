@@ -143,11 +143,8 @@ def improvement(
         samples += shown(kind, examples, chain, scores)
     for name in judges:
       metrics |= {f'{NAME}/{name}/{k}': v for k, v in of_drafts(np.array(firsts[name]), good).items()}
-    for prefix in [NAME, *[f'{NAME}/{BASELINE}'] * bool(baseline)] if len(temperatures) > 1 else ():
-      metrics |= {
-        f'{prefix}/{name}/best_temperature': best(metrics, f'{prefix}/{name}', temperatures) for name in judges
-      }
-    metrics |= over_baseline(metrics) | hotter(metrics, judges) | {f'{NAME}/trimmed': float(np.mean(cut))}
+    metrics |= best(metrics, judges, temperatures) if len(temperatures) > 1 else {}
+    metrics |= over_baseline(metrics) | {f'{NAME}/trimmed': float(np.mean(cut))}
     return metrics, samples
 
   made = len(temperatures) * iterations
@@ -166,19 +163,17 @@ def over_baseline(metrics: Mapping[str, float]) -> dict[str, float]:
   }
 
 
-def best(metrics: Mapping[str, float], prefix: str, temperatures: Sequence[float]) -> float:
-  """The temperature of the largest delta, the lowest of equals; NaN where no row has a score."""
-  deltas = {t: metrics[key] for t in sorted(temperatures) if (key := f'{prefix}/t{t:g}/i1/delta') in metrics}
-  return max(deltas, key=deltas.get, default=float('nan'))
-
-
-def hotter(metrics: Mapping[str, float], judges) -> dict[str, float]:
-  pairs = {name: [f'{NAME}/{part}{name}/best_temperature' for part in (f'{BASELINE}/', '')] for name in judges}
-  return {
-    f'{NAME}/{name}/baseline_hotter': metrics[theirs] - metrics[ours]
-    for name, (theirs, ours) in pairs.items()
-    if theirs in metrics
-  }
+def best(metrics: Mapping[str, float], judges, temperatures: Sequence[float]) -> dict[str, float]:
+  """The temperatures of the largest deltas, and how much hotter the baseline's is; nothing where no row has a score."""
+  out = {}
+  for prefix in (NAME, f'{NAME}/{BASELINE}'):
+    for name in judges:
+      deltas = {t: metrics[key] for t in sorted(temperatures) if (key := f'{prefix}/{name}/t{t:g}/i1/delta') in metrics}
+      out |= {f'{prefix}/{name}/best_temperature': float(max(deltas, key=deltas.get))} if deltas else {}
+  for name in judges:
+    ours, theirs = (f'{prefix}/{name}/best_temperature' for prefix in (NAME, f'{NAME}/{BASELINE}'))
+    out |= {f'{NAME}/{name}/baseline_hotter': out[theirs] - out[ours]} if theirs in out else {}
+  return out
 
 
 def problems(setting, judges, iterations, temperatures, drafts, baseline, feedback, refine, copies) -> None:
