@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable, Iterable
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -113,12 +114,13 @@ class Checkpoints:
     if pending is not None:
       pending.result()
 
-  def restore(self, abstract_tree=None, only: str = '') -> Restored | None:
+  def restore(self, abstract_tree=None, only: Callable[[Iterable[str]], str] | str = '') -> Restored | None:
     """The newest intact checkpoint, every file of it checked; None if there is no complete one.
 
     `abstract_tree` is a pytree of `jax.ShapeDtypeStruct` (or arrays); each array is placed by its `sharding`, whatever
     mesh it was written on, or on the first device; or a function from the {name: [dtype, shape]} that are stored to
-    such a tree. Without it: nested dicts of numpy arrays, named as in the tree, of all whose name begins with `only`.
+    such a tree. Without it: nested dicts of numpy arrays, named as in the tree, of all whose name begins with `only`,
+    which may be a function from the names that are stored.
     Raises UserError if all are damaged, or if names, shapes or dtypes differ from those of `abstract_tree`.
     """
     self.wait()
@@ -131,7 +133,8 @@ class Checkpoints:
     if callable(abstract_tree):
       abstract_tree = abstract_tree(specs)
     if abstract_tree is None:
-      specs = {name: spec for name, spec in specs.items() if name.startswith(only)}
+      prefix = only(specs) if callable(only) else only
+      specs = {name: spec for name, spec in specs.items() if name.startswith(prefix)}
       tree = _nested(_read(folder, specs, dict.fromkeys(specs)))
     else:
       wanted = _named(abstract_tree)

@@ -175,11 +175,24 @@ class Tokenizer:
       raise UserError(f'The chat template refuses these messages ({error}): {str(messages)[:200]}') from error
     return text
 
-  def save(self, directory: str | Path):
-    """Writes the tokenizer as `transformers.AutoTokenizer` reads it, with all that the source's config said."""
+  def pad_id(self, limit: int) -> int | None:
+    """A special token below `limit` that ends no completion: what the config calls padding, the BOS, or another one."""
+    pad, special = self._config.get('pad_token'), self._backend.get_added_tokens_decoder()
+    ids = [None if pad is None else self._backend.token_to_id(pad), self.bos_id]
+    ids += sorted(i for i, token in special.items() if token.special)
+    return next((i for i in ids if i is not None and i not in self.stop_ids and i < limit), None)
+
+  def save(self, directory: str | Path, pad: int | None = None):
+    """Writes the tokenizer as `transformers.AutoTokenizer` reads it, with all that the source's config said.
+
+    Args:
+      pad: the id of another padding token than the config names.
+    """
     directory = Path(directory)
     # The class that takes tokenizer.json as it is; see `load_tokenizer`.
     config = self._config | {'tokenizer_class': 'PreTrainedTokenizerFast'}
+    if pad is not None:
+      config |= {'pad_token': self._backend.id_to_token(pad), 'padding_side': 'right'}
     # Not its own `save`, which raises no OSError on a full disk.
     (directory / 'tokenizer.json').write_text(self._backend.to_str(pretty=True), encoding='utf-8')
     (directory / 'tokenizer_config.json').write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding='utf-8')

@@ -25,6 +25,7 @@ from absl import flags
 from past_jax import hosts, storage
 from past_jax import mesh as mesh_lib
 from past_jax.progress import track
+from past_jax.render import pack
 from past_jax.stop import wait
 from past_jax.types import UserError
 
@@ -81,17 +82,18 @@ def load(values: flags.FlagValues):
 
 def made_by(command: str, values: flags.FlagValues, names: Sequence[str]) -> dict[str, Any]:
   """What decides the results: the values of these flags, the model, and which files it was if it is local."""
-  path = Path(values.model).expanduser()
+  named = {name: values[name].value for name in names}
+  return {'command': command, 'model': values.model, 'weights': weights(values.model), **named}
+
+
+def weights(spec: str) -> str:
+  """Which files a model is, if it is local."""
+  path = Path(spec).expanduser()
   files = [*path.glob('*.safetensors')] if path.is_dir() else [path] if path.is_file() else []
   stats = [file.stat() for file in files]
   newest = max((s.st_mtime for s in stats), default=0)
   when = datetime.datetime.fromtimestamp(newest, datetime.UTC).isoformat() if files else ''
-  return {
-    'command': command,
-    'model': values.model,
-    'weights': f'{sum(s.st_size for s in stats)} bytes of {when}' if files else '',
-    **{name: values[name].value for name in names},
-  }
+  return f'{sum(s.st_size for s in stats)} bytes of {when}' if files else ''
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -156,6 +158,17 @@ def prompt_ids(tokenizer, row: Row) -> list[int]:
   """`prompt` as it is written, `messages` through the chat template."""
   with said_of(row):
     return tokenizer.plain(row.fields['prompt']) if 'prompt' in row.fields else tokenizer.chat(row.fields['messages'])
+
+
+def fitted(tokenizer, prompt: list[int], completions: list[list[int]], most: int) -> tuple[list[int], list[list[int]]]:
+  """Both cut to `most` tokens together: the ends of completions too long on their own, then the prompt's beginning."""
+  room = most - min(1, len(prompt))  # a cut completion still has something before it
+  completions = [ids[:room] for ids in completions]
+  left = most - max(map(len, completions))
+  if len(prompt) > left:
+    ids, length, _ = pack(tokenizer, [prompt], left)
+    prompt = ids[0, left - length[0] :].tolist()
+  return prompt, completions
 
 
 @contextlib.contextmanager

@@ -90,15 +90,10 @@ def start(values: flags.FlagValues):
   def encode(row) -> tuple[list[int], list[list[int]]]:
     prompt = rows.prompt_ids(tokenizer, row)
     completions = [ids_of(row, name) for name in given(row.fields)]
-    room = most - min(1, len(prompt))  # a cut completion still has something before it
-    trimmed['completion'] += sum(len(ids) > room for ids in completions)
-    completions = [ids[:room] for ids in completions]
-    left = most - max(map(len, completions))
-    if len(prompt) > left:
-      trimmed['prompt'] += 1
-      ids, length, _ = pack(tokenizer, [prompt], left)
-      prompt = ids[0, left - length[0] :].tolist()
-    return prompt, completions
+    cut_prompt, cut_completions = rows.fitted(tokenizer, prompt, completions, most)
+    trimmed['prompt'] += len(cut_prompt) < len(prompt)
+    trimmed['completion'] += sum(len(a) < len(b) for a, b in zip(cut_completions, completions))
+    return cut_prompt, cut_completions
 
   def step(part):
     prompts, completions = zip(*rows.filled([encode(row) for row in part], size))

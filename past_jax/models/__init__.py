@@ -15,6 +15,7 @@ from past_jax.text import Tokenizer, byte_tokenizer, load_tokenizer
 from past_jax.types import Params, Policy, UserError
 
 __all__ = ['Model', 'ModelConfig', 'RULES', 'described', 'load']
+NO_SCORE = '{} is no judge: it has no scalar head. past export --role=judge writes the judge of a run as a directory.'
 
 
 class Model(NamedTuple):
@@ -24,14 +25,21 @@ class Model(NamedTuple):
   read: Callable[[jax.sharding.Mesh], Params]  # the weights, placed; only owned slices are read
 
 
-def load(spec: str, *, dtype: str = 'float32', remat: str = 'none', rope: str = 'short', seed: int = 0) -> Model:
+def load(
+  spec: str, *, dtype: str = 'float32', remat: str = 'none', rope: str = 'short', seed: int = 0, judge: bool = False
+) -> Model:
   """The model that `spec` names; those of `SCRATCH` are random ones, made from `seed`.
+
+  Args:
+    judge: it is one with a scalar head (scores.py); its policy's output head means nothing.
 
   Raises:
     UserError: an unknown form of spec, an unsupported architecture, a failed download or hash, a tokenizer that needs
-      more embeddings than the model has.
+      more embeddings than the model has, a judge where a language model is wanted, or the other way round.
   """
   if spec in SCRATCH:
+    if judge:
+      raise UserError(NO_SCORE.format(spec))
     if rope == 'long':
       raise UserError(f'{spec}: {NO_CHOICE}')
     config = SCRATCH[spec]
@@ -44,6 +52,10 @@ def load(spec: str, *, dtype: str = 'float32', remat: str = 'none', rope: str = 
     return Model(policy, scratch_tokenizer(spec), config, init)
   directory = specs.resolve(spec)
   config, tokenizer = read_config(directory, rope), load_tokenizer(directory)
+  if judge and not config.scored:
+    raise UserError(NO_SCORE.format(spec))
+  if config.scored and not judge:
+    raise UserError(f'{spec} is a judge: it has a scalar head, and no output head to write a text with.')
   if tokenizer.needs > config.vocab:  # fewer is well: many embeddings are padded
     what = f'the tokenizer has {tokenizer.vocab_size} ids and the embedding {config.vocab} (vocab_size in config.json)'
     raise UserError(f'{directory}: {what}; they are of different models.')
@@ -51,7 +63,7 @@ def load(spec: str, *, dtype: str = 'float32', remat: str = 'none', rope: str = 
   policy = transformer(config, dtype=dtype, remat=remat)
 
   def read(mesh):
-    placed = mesh_lib.shardings(mesh, jax.eval_shape(policy.init, jax.random.key(0)), RULES)
+    placed = mesh_lib.shardings(mesh, jax.eval_shape(weights.initial(config), jax.random.key(0)), RULES)
     return weights.read(directory, config, placed)
 
   return Model(policy, tokenizer, config, read)

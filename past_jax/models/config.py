@@ -41,6 +41,7 @@ class ModelConfig:
   logit_cap: float = 0.0
   embed_scale: float = 1.0
   tied: bool = True  # the output head is the embedding
+  scored: bool = False  # a judge: a scalar head, as scores.py has it, and no output head of its own
   longer: int = 0  # tokens it would have room for with rope='long', where that is another choice
   family: str = 'llama'  # `model_type` of config.json
   # config.json and generation_config.json as they were read: an export writes them back.

@@ -37,6 +37,12 @@ class Family(NamedTuple):
   shape: Callable[[Mapping[str, Any], str], dict]  # (config.json with its defaults, rope choice) -> fields
   derived: str = ''  # tensors, as a regex, that are no parameters and that old files carry
 
+  @property
+  def classifier(self) -> str:
+    """The class of its judges, whose `score` reads the state of a row's last token that is no padding."""
+    stem = self.architecture.removesuffix('ForCausalLM').removesuffix('LMHeadModel')
+    return ('Gemma3Text' if stem == 'Gemma3' else stem) + CLASSIFIER
+
 
 # --- names --------------------------------------------------------------------------------------------------------
 
@@ -56,7 +62,8 @@ def norm(ours: str, theirs: str, axis: str = 'D') -> list[Row]:
 
 def outside(embedding: str, final_norm: str, head: str) -> list[Row]:
   embed = Row('embed/embedding', f'{embedding}.weight', 'V D')
-  return [embed, *norm('final_norm', final_norm), Row('head/kernel', f'{head}.weight', 'V D->DV')]
+  heads = Row('head/kernel', f'{head}.weight', 'V D->DV'), Row('score/kernel', 'score.weight', '1 D->D1')
+  return [embed, *norm('final_norm', final_norm), *heads]
 
 
 ATTENTION = (
@@ -129,6 +136,7 @@ ACTIVATIONS = {
 QKV, MLP_LAYERS = ('q', 'k', 'v'), ('gate', 'up', 'down')
 NO_CHOICE = "rope 'long' is a choice of longrope's factors, which this model does not have: leave it 'short'."
 SLIDING, FULL = 'sliding_attention', 'full_attention'
+CLASSIFIER = 'ForSequenceClassification'  # how the names of such classes end
 
 
 def activation(c: Mapping, key: str = 'hidden_act') -> str:
@@ -324,10 +332,14 @@ def model_config(source: Mapping[str, Any], choice: str = 'short') -> ModelConfi
   from transformers import CONFIG_MAPPING  # takes a second or two: not at start, for those who never read one
 
   try:
-    full = CONFIG_MAPPING[model_type].from_dict(dict(source)).to_dict()
-    fields = FAMILIES[model_type].shape(full, choice)
+    full = CONFIG_MAPPING[model_type].from_dict(dict(source))
+    fields = FAMILIES[model_type].shape(full.to_dict(), choice)
   except UserError:
     raise
   except Exception as error:  # its checks raise various classes
     raise UserError(f'not a config of a {model_type} model: {" ".join(str(error).split())}') from error
+  if any(name.endswith(CLASSIFIER) for name in source.get('architectures') or ()):
+    if full.num_labels != 1:
+      raise UserError(f'a classifier of {full.num_labels} labels is not supported; a judge has one, its score.')
+    fields |= {'tied': True, 'scored': True}  # transformers keeps no output head beside a score
   return ModelConfig(family=model_type, source=source, **fields)

@@ -4,6 +4,7 @@ Nothing is unpickled and no code of a checkpoint is run.
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
@@ -24,6 +25,7 @@ from past_jax.mesh import path_string
 from past_jax.models.config import ModelConfig
 from past_jax.models.families import FAMILIES, Row
 from past_jax.models.transformer import transformer
+from past_jax.scores import HEAD, with_head
 from past_jax.text import Tokenizer
 from past_jax.types import Params, UserError
 
@@ -34,10 +36,16 @@ SHARD = 4 << 30  # bytes: the most that one file gets, but for a tensor that is 
 # --- names and layouts --------------------------------------------------------------------------------------------
 
 
+def initial(config: ModelConfig) -> Callable[[jax.Array], Params]:
+  """(key) -> new parameters; those of a judge have a head of zeros."""
+  init = transformer(config).init
+  return (lambda key: with_head(init(key), config.width)) if config.scored else init
+
+
 @functools.lru_cache  # tracing takes a while
 def paths(config: ModelConfig) -> tuple[str, ...]:
   """Of all parameters."""
-  shapes = jax.eval_shape(transformer(config).init, jax.random.key(0))
+  shapes = jax.eval_shape(initial(config), jax.random.key(0))
   return tuple(path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes))
 
 
@@ -53,7 +61,7 @@ def table(config: ModelConfig) -> dict[str, list[Row]]:
   if odd := [path for path in ours if times[path] != 1]:
     raise ValueError(f'In family {config.family!r} these parameters have no name, or two: {listed(odd)}.')
   for row in rows:
-    tensors[row.name if row.path.startswith('head/') else family.prefix + row.name].append(row)
+    tensors[row.name if row.path.startswith(('head/', 'score/')) else family.prefix + row.name].append(row)
   for name, group in tensors.items():
     if sorted(row.part for row in group) != list(range(len(group[0].parts) or 1)):
       raise ValueError(f'In family {config.family!r} {name} has parts that belong to no parameter, or to two.')
@@ -166,7 +174,7 @@ def check(files: Files, config: ModelConfig, wanted: Mapping[str, Layout]) -> di
   rows = {row.path: row.name for row in family.rows}
   if config.tied and (head := rows['head/kernel']) in unused:
     unused.remove(head)
-    if not files.alike(head, found[family.prefix + rows['embed/embedding']]):
+    if not config.scored and not files.alike(head, found[family.prefix + rows['embed/embedding']]):
       what = f'config.json ties the output head to the embedding, and {head} is another tensor'
       raise UserError(f'{directory}: {what}; set tie_word_embeddings to what the model was trained with.')
   if unused := [name for name in unused if not re.search(r'rotary_emb\.inv_freq$' + family.derived, name)]:
@@ -366,22 +374,33 @@ def write_tensors(directory: Path, tensors: Tensors, config: ModelConfig, tokeni
   ids = {'bos_token_id': tokenizer.bos_id, 'eos_token_id': tokenizer.eos_id}
   # Places where code or another dtype would come from are not passed on.
   kept = {k: v for k, v in config.source.items() if k not in ('auto_map', 'torch_dtype', '_name_or_path')}
-  dump('config.json', ids | kept | {'architectures': [FAMILIES[config.family].architecture], 'dtype': dtype.name})
+  family, pad = FAMILIES[config.family], None
+  kept |= {'architectures': [family.architecture], 'dtype': dtype.name}
+  if config.scored:
+    # transformers scores the last token that is not padding, which the end of a completion therefore must not be.
+    pad = tokenizer.pad_id(config.vocab)
+    labels = {'id2label': {'0': 'LABEL_0'}, 'label2id': {'LABEL_0': 0}}
+    kept |= {'architectures': [family.classifier], 'pad_token_id': pad} | labels
+  dump('config.json', ids | kept)
   dump('generation_config.json', ids | config.generation | {'eos_token_id': list(tokenizer.stop_ids)})
-  tokenizer.save(directory)
+  tokenizer.save(directory, pad)
 
 
 def write(directory: str | Path, params: Params, config: ModelConfig, tokenizer: Tokenizer, dtype=None):
   """Writes a directory that `models.load` and `transformers` load; all of it or nothing.
 
   Args:
-    params: host arrays, or device arrays that this process can address.
+    params: host arrays, or device arrays that this process can address. With a scalar head (scores.py) it is written as
+      transformers' sequence classifier of one label, which has no output head.
     dtype: of the tensors; None: float32.
 
   Raises:
     UserError: `directory` exists and is not empty, a parameter is missing, unknown or not finite in `dtype`, or the
       disk is full.
   """
+  if HEAD in params:
+    config = dataclasses.replace(config, scored=True, tied=True)
+    params = {name: leaves for name, leaves in params.items() if name != 'head'}
   directory, tensors = Path(directory), hf_tensors(params, config)
   if directory.is_dir() and any(directory.iterdir()):  # known before the work is done
     raise UserError(f'{directory} exists and is not empty; name another directory or empty it.')
