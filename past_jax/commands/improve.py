@@ -3,8 +3,9 @@
 y_i is a sample of the model, which reads y_(i-1) as the draft of its instruction. A judge, if there is one, is a model
 with a scalar head (past export --role=judge). With --judge_reads=draft it reads what the improver reads, and the score
 of y_i is the gain g(y_i, y_(i-1)) - g(y_(i-1), y_(i-1)), above 0 if it is better than its draft: the judge's loss knows
-differences alone, so what no gain is it has to say itself. The worth of y_i is the sum of the gains up to it. With --judge_reads=prompt it reads the prompt alone, and worth and score are the reward of y_i. The noise of y_i
-is that of completion i - 1 of `past sample`: a longer chain begins as a shorter one.
+differences alone, so what no gain is it has to say itself. The worth of y_i is the sum of the gains up to it. With
+--judge_reads=prompt it reads the prompt alone, and worth and score are the reward of y_i. The noise of y_i is that of
+completion i - 1 of `past sample`: a longer chain begins as a shorter one.
 """
 
 import math
