@@ -52,13 +52,9 @@ def run(argv: list[str]) -> int:
   values = define()
   summary = 'completions for the prompts of a JSONL file. Adds to each row: completions, a list of {text, ids, logp,'
   summary += ' finished}; logp is the sum over ids at temperature 1. With --best_of also best, the number of the best'
-  summary += (
-    ' one (null: none has an answer), and the score of each. With --improve a row has a response, too, and gets'
-  )
-  summary += (
-    ' improved, the text that is kept, and chain, a list of {text, logp, and with --judge_model score} from the'
-  )
-  summary += ' given response on. The same command again continues the out file.'
+  summary += ' one (null: none has an answer), and the score of each. With --improve a row has a response, and gets'
+  summary += ' improved, the text that is kept, and chain, a list of {text, logp, and with --judge_model score} from'
+  summary += ' the given response on. The same command again continues the out file.'
   if commands.parse('sample', values, argv, summary, ('model', 'prompts', 'out')) is None:
     return 0
   improve.check(values, ('group', *BEST))
