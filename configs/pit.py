@@ -16,7 +16,7 @@
   ... :gap=one | difference g from the pair the right way and the wrong way alone | a Bradley-Terry reward, whose
                             differences are the gaps
   ... :rl=grpo | dpo        dpo: the best and the worst of 8 by g, DPO against the stage's beginning: the offline form
-  ... :beta=0.05
+  ... :beta=0.05            weight of the KL to what a stage began with
 
 A run that was stopped goes on in the stage, round and update where it was. At inference: past sample --improve.
 """
@@ -34,18 +34,16 @@ MARK = 'past_jax.data.worlds.edits:quality'
 
 
 def get_config(arg=''):
-  a = common.parse_arg(
-    arg, size='smol', arm='pit', gap='five', rl='rloo', easy=True, depth=2, beta=0.05, judge_lr=0.0, lr=0.0
-  )
+  a = common.parse_arg(arg, size='smol', arm='pit', gap='five', rl='rloo', easy=True, depth=2, beta=0.2)
   c = common.base(a.size)
   tiny, improves = a.size == 'tiny', a.arm == 'pit'
   if not tiny:
     c.model.lora.rank = 16
   c.data.update(text='', prompt='prompt', chosen='chosen', rejected='rejected', replay='', source='prefs.jsonl')
   if tiny:
-    c.data.source, c.data.world = 'world:edits', dict(count=2048, seed=0, noise=0.1, split='tune')
-    c.data.limit = 1920
-    c.eval.update(sources=dict(edits='world:edits'), skip=1920, limit=128)
+    c.data.source, c.data.world = 'world:edits', dict(count=3328, seed=0, noise=0.05, split='tune')
+    c.data.limit = 3072  # keys that are studied; the last 256 are asked
+    c.eval.update(sources=dict(edits='world:edits'), skip=3072, limit=256)
   c.view.update(instruction='{prompt}', train_view='same', train_instruction='', anchors=2, chat=not tiny)
   c.view.prompt_length, c.view.text_length = (8, 12) if tiny else (192, 192)
   c.improve = dict(
@@ -56,8 +54,15 @@ def get_config(arg=''):
   c.optimizer.update(lr=3e-3 if tiny else 1e-4, schedule='linear', warmup=0.05, end=0.0, b2=0.99)
   c.eval.update(prompt_length=24 if tiny else 256, answer_length=12 if tiny else 192, chunk=128 if tiny else 16)
   c.eval.heldout = ''
-  c.eval.tasks = dict(accuracy=dict(function=MARK, samples=4, temperature=1.0)) if tiny else {}
-  c.eval.tasks.update(judge_accuracy=dict(reads='draft' if improves and a.gap != 'difference' else 'prompt'))
+  # Who says what is better: nobody who was trained on. Win rates of y_1, y_2, ... over drafts of the first model.
+  judges = dict(likelihood='likelihood') | (dict(quality=MARK) if tiny else {})
+  c.eval.tasks = dict(judge_accuracy=dict(reads='draft' if improves and a.gap != 'difference' else 'prompt'))
+  if improves:
+    c.eval.tasks.improvement = dict(judges=judges, iterations=2, temperatures=(1.0,), baseline='self_refine')
+    if tiny:  # it follows no request: its refined response is another one of its own
+      c.eval.tasks.improvement.refine = '{prompt}'
+  elif tiny:
+    c.eval.tasks.accuracy = dict(function=MARK, samples=4, temperature=1.0)
 
   gap = common.choose({'five': 'five', 'one': 'one', 'difference': ''}, 'gap', a.gap) if improves else ''
   common.choose({'policy': 0, 'pit': 0}, 'arm', a.arm)
@@ -79,7 +84,7 @@ def get_config(arg=''):
       name='constant',
       temperature=1.0,
       prompts=0,
-      epochs=6 if tiny else 1,
+      epochs=12 if tiny else 1,
       anchor_source='given',
       draft=draft('rejected'),
     ),
@@ -94,10 +99,10 @@ def get_config(arg=''):
     trains='judge',
     select=dict(name='everything') if gap else dict(name='all_pairs', margin=0.0),
     curriculum=dict(
-      name='constant', prompts=0, epochs=8 if tiny else 1, anchor_source='given', draft='orders' if gap else 'none'
+      name='constant', prompts=0, epochs=6 if tiny else 1, anchor_source='given', draft='orders' if gap else 'none'
     ),
     losses=dict(group=dict(gap=dict(weight=1.0, terms=gap)) if gap else dict(bradley_terry=dict(weight=1.0))),
-    optimizer=dict(lr=a.judge_lr or (2e-3 if tiny else 1e-4)),
+    optimizer=dict(lr=2e-3 if tiny else 1e-4),
   )
   pairs = dict(name='best_vs', other='worst')
   select, loss = common.choose(
@@ -110,14 +115,14 @@ def get_config(arg=''):
     a.rl,
   )
   learn = stage | dict(
-    rounds=60 if tiny else 20,
+    rounds=(60 if improves else 30) if tiny else 20,
     generator=dict(
       name='sampler', role='policy', group=8, length=12 if tiny else 192, top_k=0, top_p=1.0, min_p=0.0, stop=()
     ),
     judge=dict(name='reward', role='judge', view=view, chunk=512 if tiny else 16),
     select=select,
     losses=dict(group=loss),
-    optimizer=dict(lr=a.lr or (5e-4 if tiny else 1e-5), warmup=0.0),
+    optimizer=dict(lr=5e-4 if tiny else 1e-5, warmup=0.0),
   )
   of = lambda name: dict(
     name='constant', temperature=1.0, prompts=64 if tiny else 32, epochs=1, anchor_source='none', draft=draft(name)

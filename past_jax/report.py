@@ -23,6 +23,7 @@ GROUP_BYTES = 1_100_000  # what all embedded groups may take; the rest is counte
 TEXT_CHARS = 1500  # of one passage, prompt or completion
 POINTS = 300  # of one curve
 SAMPLES = 36  # closed-book answers
+CHAINS = 24  # chains of improved responses
 SERIES = 6  # curves in one chart
 
 # title, what to look for, which metrics: one chart each. What no line here matches is drawn under "More".
@@ -74,6 +75,7 @@ CHARTS = (
 WORDS = {'better': '▲ better', 'worse': '▼ worse', 'same': '= unclear', 'unknown': ''}
 FIELDS = {'step', 'round', 'stage'}
 NATS = ('logp', 'gap', 'gap_per_token', 'margin')  # last parts of evaluations' names
+IMPROVEMENT = re.compile(r'improvement/(baseline/)?([^/]+)/t([^/]+)/i(\d+)/(.+)')  # of a judge, or of `text`
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -159,6 +161,11 @@ class Line:
     return not self.lower_is_better and not self.logp and (self.n_before or self.n_after) is not None
 
   @property
+  def difference(self) -> bool:
+    """Of shares."""
+    return self.name.endswith('/delta')
+
+  @property
   def logp(self) -> bool:
     return self.name.rpartition('/')[2] in NATS
 
@@ -169,6 +176,8 @@ class Line:
   @property
   def words(self) -> str:
     """closed_book/two_hop -> 'closed-book two-hop'."""
+    if match := IMPROVEMENT.fullmatch(self.name):
+      return f'improvement {match[4]} at temperature {match[3]}, by {match[2]}'
     name = self.name.replace('/logp', ' logp').replace('heldout', 'held-out')
     return name.replace('_', '-').replace('/', ' ')
 
@@ -181,6 +190,8 @@ class Line:
     value = getattr(self, side)
     if value is None:
       return '–'
+    if self.difference:
+      return f'{signed(100 * value)}\N{NO-BREAK SPACE}points'
     return f'{100 * value:.1f}\N{NO-BREAK SPACE}%' if self.accuracy else number(value)
 
   def interval(self, side: str) -> str:
@@ -203,6 +214,8 @@ class Line:
       if high < 0:
         return 'worse', f'fell by {-points:.0f} points'
       return 'same', f'no clear change ({points:+.0f} points)'
+    if self.difference:
+      return 'unknown', f'changed by {signed(100 * (self.after - self.before))} points'
     if self.logp:  # the one measure here that moves before any answer is right; without an interval, no verdict
       moved = self.after - self.before
       return 'unknown', f'rose by {moved:.1f} nats' if moved > 0 else f'fell by {-moved:.1f} nats'
@@ -213,9 +226,23 @@ class Line:
     return 'unknown', moved + ' (lower is better)' * self.lower_is_better
 
 
+def signed(points: float) -> str:
+  return f'{points:+.0f}'.replace('-', '\N{MINUS SIGN}')
+
+
+def last_deltas(names: Sequence[str]) -> set[str]:
+  """Those that are win less lose rates of the last iteration."""
+  found = {name: match for name in names if (match := IMPROVEMENT.fullmatch(name)) and not match[1]}
+  last = max((int(match[4]) for match in found.values()), default=0)
+  return {name for name, match in found.items() if int(match[4]) == last and match[5] == 'delta'}
+
+
 def lines(evaluations: Sequence[Mapping]) -> list[Line]:
+  """One for each metric; of improvements only the last iteration's win less lose rate, as they have their own table."""
   before, after = ((row or {'metrics': {}})['metrics'] for row in _first_and_last(evaluations))
   names = [name for name in dict.fromkeys([*before, *after]) if not name.endswith(('/n', '/questions', '/chance'))]
+  told = last_deltas(names)
+  names = [name for name in names if name in told or not name.startswith('improvement/')]
   order = ('closed_book/forward', 'closed_book/reversed', 'closed_book/', 'perplexity', '')
   names.sort(
     key=lambda name: (name.rpartition('/')[2] in NATS, [name.startswith(prefix) for prefix in order].index(True))
@@ -359,7 +386,9 @@ def charts(run: Run) -> tuple[list[dict], list[dict]]:
     for name, value in row['metrics'].items():
       last = name.rpartition('/')[2]
       kind = 'perplexity' if name.startswith('perplexity') else 'logp' if last in NATS else last
-      known = ('perplexity', 'n', 'questions', 'chance', 'length', 'logp')
+      known = ('perplexity', 'n', 'questions', 'chance', 'length', 'logp', 'delta')
+      if name.startswith('improvement/'):
+        kind = 'delta' if name in last_deltas(list(row['metrics'])) else 'n'
       measured[kind if kind in known else 'answers'][name].append((row['step'], value))
   done = [
     chart(title, note, measured[kind], boundaries, dots=True)
@@ -370,6 +399,7 @@ def charts(run: Run) -> tuple[list[dict], list[dict]]:
         'Log-probability of the right answer',
         'In nats, or less that of wrong ones: moves before any is right.',
       ),
+      ('delta', 'Improved responses', 'Share better than their drafts less the share worse, in the last iteration.'),
       ('perplexity', 'Held-out perplexity', 'Of text that the run does not study: higher is forgetting.'),
     )
   ]
@@ -521,6 +551,8 @@ def answers(evaluations: Sequence[Mapping]) -> tuple[list[dict], int]:
   for side, row in zip(('before', 'after'), _first_and_last(evaluations)):
     asked = collections.Counter()
     for sample in row['samples'] if row else ():
+      if 'chain' in sample:
+        continue
       question = sample['kind'], sample['question'], sample['answer']
       asked[question] += 1  # a question may be asked twice
       entry = table.setdefault((*question, asked[question]), {**sample, 'before': None, 'after': None})
@@ -533,6 +565,65 @@ def answers(evaluations: Sequence[Mapping]) -> tuple[list[dict], int]:
     if seen[kind] <= each:
       shown.append(entry)
   return sorted(shown, key=lambda entry: list(kinds).index(entry['kind'])), len(table) - len(shown)
+
+
+def improvements(evaluations: Sequence[Mapping]) -> list[dict]:
+  """By judge: what it says of the latest evaluation's drafts, and a row for each temperature, iteration and writer."""
+  before, after = _first_and_last(evaluations)
+  measured = ((after or before) or {'metrics': {}})['metrics']
+  table = collections.defaultdict(dict)  # (judge, temperature, iteration, baseline) -> {name: value}
+  for name, value in measured.items():
+    if match := IMPROVEMENT.fullmatch(name):
+      table[match[2], float(match[3]), int(match[4]), bool(match[1])][match[5]] = value
+  out = []
+  for judge in dict.fromkeys(judge for judge, *_ in table if judge != 'text'):
+    drafts = {name: measured.get(f'improvement/{judge}/{name}') for name in ('draft', 'good')}
+    rows = [
+      {'temperature': number(t), 'iteration': i, 'baseline': baseline}
+      | {name: _figure(name, value) for name, value in {**values, **table.get(('text', t, i, baseline), {})}.items()}
+      | {'interval': Line('win', None, values['win'], None, values['win/n']).interval('after')}
+      for (of, t, i, baseline), values in sorted(table.items())
+      if of == judge and 'win' in values
+    ]
+    out.append({'judge': judge, 'rows': rows} | {name: _figure(name, x) for name, x in drafts.items()})
+  return out
+
+
+def _figure(name: str, value: float | None) -> str:
+  if value is None:
+    return '–'
+  if name.startswith('delta') or name == 'over_baseline':
+    return signed(100 * value)
+  if name in ('win', 'lose', 'spoilt', 'copied', 'good'):
+    return f'{100 * value:.0f}\N{NO-BREAK SPACE}%'
+  if name == 'elo':
+    return signed(value)
+  return f'{value:.2f}' if name == 'length' else number(value)
+
+
+def chains(evaluations: Sequence[Mapping]) -> tuple[list[dict], int]:
+  """Chains of the latest evaluation, each kind's first, with what every judge says; and how many were left out."""
+  before, after = _first_and_last(evaluations)
+  found = [sample for sample in ((after or before) or {'samples': ()})['samples'] if 'chain' in sample]
+  kinds = collections.Counter(sample['kind'] for sample in found)
+  each, seen, shown = max(CHAINS // max(len(kinds), 1), 1), collections.Counter(), []
+  for sample in found:
+    seen[sample['kind']] += 1
+    if seen[sample['kind']] <= each:
+      steps = [_step(i, sample['chain']) for i in range(len(sample['chain']))]
+      shown.append({'kind': sample['kind'], 'question': clip(sample['question']), 'steps': steps})
+  return shown, len(found) - len(shown)
+
+
+def _step(i: int, chain: Sequence[Mapping]) -> dict:
+  """A response as it is shown; its sign compares it with the draft."""
+  scores = []
+  for judge, score in chain[i]['score'].items():
+    draft = chain[0]['score'][judge]
+    sign = '' if None in (score, draft) or not i else '▲' if score > draft else '▼' if score < draft else '='
+    scores.append((judge, 'abstains' if score is None else number(score), sign))
+  same = i > 0 and chain[i]['text'] == chain[i - 1]['text']
+  return {'text': clip(chain[i]['text']), 'scores': scores, 'same': same, 'sign': scores[0][2] if scores else ''}
 
 
 def timing(run: Run) -> tuple[list[tuple[str, str, float]], float | None]:
@@ -587,7 +678,8 @@ def conclusion(evaluations: Sequence[Mapping]) -> str:
   told = [line for line in lines(evaluations) if not line.logp and None not in (line.before, line.after)]
   said = [f'{line.words}: {line.verdict[1]}, {line.cell("before")} → {line.cell("after")}.' for line in told]
   said = [sentence[0].upper() + sentence[1:] for sentence in said]
-  if said and not any(line.verdict[0] == 'better' for line in told if line.accuracy):
+  asked = [line.verdict[0] for line in told if line.accuracy]
+  if asked and 'better' not in asked:
     said.insert(0, 'Nothing that was asked is clearly answered better than before.')
   return ' '.join(said)
 
@@ -599,6 +691,7 @@ def page(workdir: os.PathLike | str) -> str:
   spent, total = timing(run)
   main_charts, more_charts = charts(run)
   samples, samples_left_out = answers(run.evaluations)
+  shown_chains, chains_left_out = chains(run.evaluations)
   steps = run.steps[-1]['step'] if run.steps else 0
   environment = jinja2.Environment(
     autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -620,6 +713,9 @@ def page(workdir: os.PathLike | str) -> str:
     groups=groups,
     samples=samples,
     samples_left_out=samples_left_out,
+    improvements=improvements(run.evaluations),
+    chains=shown_chains,
+    chains_left_out=chains_left_out,
     spent=spent,
     total=duration(total) if total else None,
     compiled=[run.timing.get(name) for name in ('compile_count', 'compile_count_after_first_round')],

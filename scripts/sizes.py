@@ -3,6 +3,7 @@
   python scripts/sizes.py                 compiles the rows that docs/sizes.json lacks, minutes each; then the table
   python scripts/sizes.py --only=1b       ... of these rows
   python scripts/sizes.py --again         ... also what is there
+  python scripts/sizes.py --table         the table alone, of what is there
 
 A row is kept as soon as it is compiled. `past compile` prints more of each program.
 """
@@ -106,14 +107,35 @@ one of every completion.
 {table(found)}"""
 
 
+def chosen(only: str) -> list[Row]:
+  """Rows in whose size or name the regular expression `only` is found.
+
+  Raises:
+    ValueError: it is none, or is found in no row.
+  """
+  try:
+    pattern = re.compile(only)
+  except re.error as error:
+    raise ValueError(f'--only={only}: no regular expression: {error}.') from None
+  if matching := [row for row in rows() if pattern.search(f'{row.size} {row.name}')]:
+    return matching
+  names = ''.join(f'\n  {row.size} {row.name}' for row in rows())
+  raise ValueError(f'--only={only}: it is in none of these rows:{names}')
+
+
 def main(argv: list[str]) -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--only', default='', help='a regular expression: rows whose size, model or slice matches')
   parser.add_argument('--again', action='store_true', help='also what is there already')
+  parser.add_argument('--table', action='store_true', help='compile nothing')
   options = parser.parse_args(argv)
+  try:
+    asked = chosen(options.only)
+  except ValueError as error:
+    parser.error(str(error))
   found = json.loads(FOUND.read_text()) if FOUND.exists() else {}
-  for row in rows():
-    if not re.search(options.only, f'{row.size} {row.name}') or (row.name in found and not options.again):
+  for row in [] if options.table else asked:
+    if row.name in found and not options.again:
       continue
     print(row.name, file=sys.stderr)
     found[row.name] = compiled(row)

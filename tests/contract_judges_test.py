@@ -132,7 +132,7 @@ def of_given(judge):
 
 
 def test_every_judge_of_the_table_is_in_the_battery():
-  assert {name.split()[0] for name in JUDGES} == set(TABLE)
+  assert {name.split()[0] for name in JUDGES} == set(TABLE) - {'reward'}  # tests/trained_judge_test.py
 
 
 @pytest.fixture(scope='module')

@@ -146,6 +146,54 @@ def test_a_host_judge_scores_its_own_prompts(tmp_path, monkeypatch):
   assert all(c['score'] == len(group['text']) for group in groups for c in group['completions'])
 
 
+# A second stage whose teacher is what the first one ended with, and whose reference follows the policy.
+ROLES = """
+from configs import past
+def get_config(arg):
+  c = past.get_config(arg)
+  c.teacher.spec, c.study.generator.role = 'policy', 'teacher'
+  del c.study.losses['replay']
+  c.stages, c.again = ('study', 'again'), c.study.copy_and_resolve_references()
+  c.study.update(rounds=1, curriculum={'epochs': 1})
+  c.again.update(rounds=2, curriculum={'epochs': 2})
+  return c
+"""
+HALFWAY = """
+from past_jax import train
+real = train.Loop.log
+def log(loop, *args):
+  real(loop, *args)
+  if loop.cursor[:3] == (1, 0, 0): loop.stop.reason = 'the test'  # after the second stage's first update
+train.Loop.log = log
+"""
+
+
+@pytest.mark.slow
+def test_frozen_roles_wait_in_the_memory_of_all_hosts(tmp_path):
+  """Parameters are split over both processes: each keeps half of `ref`, `base` and `teacher`.
+
+  What two do, stopped in the middle of a round and started again, is what one does that is not stopped.
+  """
+  config, one, two = tmp_path / 'roles.py', tmp_path / 'one', tmp_path / 'two'
+  config.write_text(ROLES)
+  flags = [*FEW, *(f'--config.{stage}.generator.length=16' for stage in ('study', 'again')), *mesh(1, 2, 2)]
+  command = f'{config}:size=tiny,group=2,judge=length_normalised,refresh=soft,arm=dpo_only', *flags
+  study(one, *command, devices=4)
+  said = study(two, *command, devices=4, count=2, patches={0: HALFWAY, 1: HALFWAY})
+  assert 'saved at step 2' in said[0]
+  study(two, *command, devices=4, count=2)
+
+  def models(workdir):
+    tree = Checkpoints(workdir / 'checkpoints').restore().tree
+    return [jax.tree.leaves(params) for params in (tree['state']['params'], tree['ref'], tree['teacher'])]
+
+  far = lambda a, b: max(float(np.abs(x - y).max()) for x, y in zip(a, b, strict=True))
+  found, other = models(one), models(two)
+  assert min(far(found[i], found[j]) for i, j in ((0, 1), (0, 2), (1, 2))) > 1e-4  # by now they are three models
+  assert max(map(far, found, other)) < 1e-6
+  assert_alike(rows(one / 'groups.jsonl'), rows(two / 'groups.jsonl'))
+
+
 DIE = 'from past_jax import train\nimport os, signal\ndef die(*_): {}\ntrain.Loop.tick = die\n'
 ENDS = {
   'raises': (DIE.format("raise ValueError('no such luck')"), 'ValueError: no such luck', 1),

@@ -1,18 +1,27 @@
 """Improvement over drafts against slow loops: greedy chains of a table model, and figures row by row."""
 
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import rankdata
 from table_model import POLICY, TOKENIZER, V, logp
 
+from past_jax import build, checks, models, train
+from past_jax.commands import study
+from past_jax.data.worlds.instructions import preferences
 from past_jax.evals import chains
 from past_jax.evals.elo import elo
-from past_jax.evals.improvement import improvement
+from past_jax.evals.improvement import best, improvement
 from past_jax.evals.setting import Setting
+from past_jax.main import main
+from past_jax.metrics import rows
 from past_jax.types import Example, UserError
 
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 LENGTH = 6
 WORDS = ['sun', 'moon', 'tea', 'rain', 'fog', 'ice', 'oak', 'elm', 'ash', 'yew', 'fir', 'bay', 'hut']
 EXAMPLES = [
@@ -182,6 +191,22 @@ def test_what_no_row_tells_is_left_out():
   assert chains.of_drafts(np.array([nan]), 0.5) == {}
 
 
+def test_iterations_that_rise():
+  scores = np.array([[0.0, 1], [1, 1], [1, 0.5], [2, 2], [2, 2]])  # means 0.5, 1, 0.75, 2, 2
+  assert chains.of_scores(scores, good=0.5)['rises'] == 0.5
+  assert 'rises' not in chains.of_scores(scores[:2], good=0.5)
+
+
+def test_the_best_temperature_is_the_lowest_of_equals():
+  of = lambda prefix, deltas: {f'{prefix}/a/t{t}/i1/delta': d for t, d in deltas.items()}
+  metrics = of('improvement', {'0.2': 0.1, '0.5': 0.3, '1': 0.3}) | of(
+    'improvement/baseline', {'0.2': 0, '0.5': 0, '1': 0.1}
+  )
+  found = best(metrics, ['a', 'b'], (1.0, 0.2, 0.5))
+  expected = {'a/best_temperature': 0.5, 'baseline/a/best_temperature': 1.0, 'a/baseline_hotter': 0.5}
+  assert found == {f'improvement/{name}': x for name, x in expected.items()}
+
+
 def test_copies_are_the_same_or_nearly():
   assert chains.is_copy('abcd', 'abcd', 1) and not chains.is_copy('abcd', 'abce', 1)
   assert chains.is_copy('abcd', 'abce', 0.75) and not chains.is_copy('abcd', 'abce', 0.76)  # 2 * 3 / 8
@@ -223,3 +248,77 @@ def test_given_drafts_must_be_there_and_fit(mesh):
   long = [Example(prompt='p', anchors=('a', 'much too long'))]
   with pytest.raises(UserError, match='answer_length=6 is too short for 1 of 1 drafts'):
     improvement(setting(mesh, long), drafts='given', **ONE)
+
+
+# --- in a run -----------------------------------------------------------------------------------------------------
+
+CONFIG = """
+from configs import dpo
+
+def get_config(arg=''):
+  c = dpo.get_config('size=tiny,arm=sft')
+  c.unlock()
+  c.improve = dict(instruction='{prompt}|{draft}|', prompt_length=48, temperature=1.0)
+  c.mesh.data = 1
+  c.data.world.count = 8
+  c.sft.curriculum.epochs = 1
+  c.eval.update(chunk=4, answer_length=6, heldout='')
+  c.eval.tasks = dict(pair_accuracy=dict(), improvement=dict(
+    judges=dict(marks='past_jax.data.worlds.instructions:marks', model='likelihood'), baseline='self_refine'))
+  return c.lock()
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+  path = tmp_path / 'config.py'
+  path.write_text(CONFIG)
+  return path
+
+
+def test_a_config_may_say_what_an_improver_reads(file):
+  config = study.load_config(str(file))
+  assert checks.check(config, 1) == []
+  config.unlock()
+  config.improve = {'instruction': '', 'prompt_lenth': 3, 'temperature': -1.0}
+  told = ' '.join(checks.check(config, 1))
+  assert 'config.improve.prompt_lenth: there is no such key' in told and 'prompt_length is missing' in told
+  assert 'config.improve.temperature=-1.0 must be a number of at least 0' in told
+  config.improve = {'instruction': '', 'prompt_length': 10_000, 'temperature': 1.0}
+  assert any(
+    'config.improve.prompt_length + eval.answer_length' in p
+    for p in checks.check_model(config, models.load('scratch:tiny'))
+  )
+  del config['improve']
+  assert checks.check(config, 1) == []
+  with pytest.raises(UserError, match='config.eval.tasks.improvement: .*config.improve'):
+    build.build_evaluation(config, models.load('scratch:tiny'), None, preferences(count=4, seed=0).examples)
+
+
+def test_an_evaluation_waits_for_the_weights_of_its_roles(file, mesh):
+  config, model = study.load_config(str(file)), models.load('scratch:tiny')
+  evaluate, _, roles = build.build_evaluation(config, model, mesh, preferences(count=4, seed=0).examples)
+  assert roles == {'policy', 'base'}
+  metrics, samples = evaluate({'policy': model.read(mesh)})
+  assert {name.split('/')[0] for name in metrics} == {'pairs'} == {sample['kind'] for sample in samples}
+
+
+@pytest.mark.slow
+def test_a_run_compares_with_its_first_model_also_after_a_stop(file, tmp_path, monkeypatch):
+  command = ['study', f'--config={file}', f'--workdir={tmp_path}/run']
+  real = train.Loop.tick
+
+  def stop(loop, arrays):
+    if loop.phase == 'evaluate' and loop.cursor.step:
+      raise train.Stopped
+    return real(loop, arrays)
+
+  monkeypatch.setattr(train.Loop, 'tick', stop)
+  assert main(command) == 0
+  monkeypatch.undo()
+  assert main(command) == 0
+  before, after = (row['metrics'] for row in rows(tmp_path / 'run' / 'evaluations.jsonl'))
+  untrained = {k: v for k, v in before.items() if '/baseline/' in k or k.endswith(('/draft', '/good'))}
+  assert untrained and untrained == {k: after[k] for k in untrained}
+  assert before['improvement/model/t1/i1/over_baseline'] == 0
+  assert before['improvement/model/t1/i1/score'] != after['improvement/model/t1/i1/score']

@@ -284,3 +284,44 @@ def test_chart_maps_values_to_places():
   assert all(math.isclose(y, y0 + (y1 - y0) * float(label), abs_tol=0.1) for y, label in c['y'])
   assert report.chart('t', '', {'a': [(1, None)]}) is None
   assert '(log scale)' in report.chart('t', '', {'a': [(0, 0.01), (10, 10.0)]})['title']
+
+
+def improved_evaluation(when, step, won):
+  """Two judges, two iterations, and a baseline; `won`: share of the policy's second responses that are better."""
+  metrics = {'improvement/marks/draft': 0.25, 'improvement/marks/good': 0.4, 'improvement/trimmed': 0.0}
+  for prefix in ('improvement', 'improvement/baseline'):
+    for judge in ('marks', 'model'):
+      for i, win in ((1, 0.25), (2, won if prefix == 'improvement' else 0.5)):
+        at = f'{prefix}/{judge}/t0.4/i{i}'
+        metrics |= {f'{at}/win': win, f'{at}/win/n': 20, f'{at}/lose': 0.25, f'{at}/delta': win - 0.25}
+        metrics |= {f'{at}/elo': -12.4, f'{at}/score': 0.3, f'{at}/delta_low': 1.0}
+    metrics |= {f'{prefix}/text/t0.4/i2/copied': 0.15, f'{prefix}/text/t0.4/i2/length': 1.25}
+  step_ = lambda text, marks, model: {'text': text, 'score': {'marks': marks, 'model': model}}
+  chain = [step_('first try', 0.0, -1.0), step_(EVIL, 1.0, -2.0), step_(EVIL, 1.0, None)]
+  sample = {'kind': 'improvement/t0.4', 'question': 'Say it:', 'answer': 'first try', 'output': EVIL, 'correct': True}
+  samples = [{**sample, 'chain': chain} for _ in range(report.CHAINS + 3)]
+  return {'when': when, 'step': step, 'metrics': metrics, 'samples': samples}
+
+
+def test_chains_of_improved_responses(tmp_path):
+  evaluations = [improved_evaluation('before', 0, 0.25), improved_evaluation('after', 6, 0.75)]
+  path = write_run(tmp_path / 'run', [group(1)], evaluations)
+  page = read_page(path)
+  assert page.stack == [] and page.tags.count('script') == 1
+  assert page.text.count('first try') == report.CHAINS and '3 more in evaluations.jsonl' in page.text
+  assert f'draft first try marks 0 · model -1 improved 1 {EVIL} marks 1 ▲ · model -2 ▼' in page.text
+  assert f'improved 2 {EVIL} marks 1 ▲ · model abstains · unchanged' in page.text
+  assert 'Closed-book answers' not in page.text
+  assert 'judge marks · mean score of drafts 0.25 · good drafts 40 %' in page.text
+  assert '0.4 2 policy 75 % 53–89 % 25 % +50 +100 – – 0.3 – 15 % 1.25 −12' in page.text  # Wilson of 15 of 20
+  assert '0.4 2 baseline 50 % 30–70 % 25 % +25' in page.text
+  assert [name for name, *_ in report.before_after(path)] == [
+    f'improvement/{j}/t0.4/i2/delta' for j in ('marks', 'model')
+  ]
+  assert 'Improvement 2 at temperature 0.4, by marks: changed by +50 points, +0 points → +50 points.' in page.text
+  assert 'Right answers' not in page.text and 'Nothing that was asked' not in page.text
+
+
+def test_chains_before_training_are_shown_as_such(tmp_path):
+  path = write_run(tmp_path / 'run', [], [improved_evaluation('before', 0, 0.25)], steps=2, finished=False)
+  assert 'that were not trained on: before training.' in read_page(path).text

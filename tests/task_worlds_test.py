@@ -465,4 +465,4 @@ def test_keys_are_distinct_and_rows_after_the_first_are_held_out():
 def test_a_world_of_edits_never_changes():
   # A published figure names only its keys.
   e = TABLE['edits'](count=1, seed=0).examples[0]
-  assert (e.prompt, *e.anchors, e.target) == ('baad>', 'dagghfde', 'dddacaga', 'adf adf adf abe bdh dfg dfg aeg')
+  assert (e.prompt, *e.anchors, e.target) == ('baad>', '>>ecbfde', '>>>ghfde', 'adf adf adf abe bdh dfg dfg aeg')

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from table_model import POLICY, TOKENIZER, TABLE_VxV, V
 
+from past_jax import mesh as mesh_lib
 from past_jax.metrics import CompileCounter
 from past_jax.text import byte_tokenizer
 from past_jax.types import UserError
@@ -48,6 +49,13 @@ def test_samples_follow_the_table_and_neither_the_chunk_nor_the_company(mesh):
   assert write(table, jax.random.key(8), rows(['a']) * 200, 1.0) != texts
   sharp = Counter(write(table, KEY, rows(['a']) * 200, 0.5))  # 0.8^2 / (0.8^2 + 0.2^2) = 16/17
   assert sharp['b'] == pytest.approx(188, abs=12)
+
+
+def test_four_devices_write_the_same(mesh):
+  four = mesh_lib.make({'data': 2, 'fsdp': 2, 'tensor': 1})
+  with jax.set_mesh(four):
+    shared = make(four)(TABLE_VxV, KEY, rows(), 1.0)
+  assert shared == make(mesh)(TABLE_VxV, KEY, rows(), 1.0)
 
 
 def test_one_program_for_all_temperatures_and_numbers_of_rows(mesh):

@@ -1,10 +1,11 @@
 """past sample --improve: given responses, improved again and again, and which of each chain to keep (arXiv 2310.00898).
 
 y_i is a sample of the model, which reads y_(i-1) as the draft of its instruction. A judge, if there is one, is a model
-with a scalar head (past export --role=judge). With --judge_reads=draft it reads what the improver reads, and its score
-of y_i is the gap g(y_i, y_(i-1)), above 0 if that is better than its draft; the worth of y_i is the sum of the gaps up
-to it. With --judge_reads=prompt it reads the prompt alone, and worth and score are the reward of y_i. The noise of y_i
-is that of completion i - 1 of `past sample`: a longer chain begins as a shorter one.
+with a scalar head (past export --role=judge). With --judge_reads=draft it reads what the improver reads, and the score
+of y_i is the gain g(y_i, y_(i-1)) - g(y_(i-1), y_(i-1)), above 0 if it is better than its draft: the judge's loss knows
+differences alone, so what no gain is it has to say itself. The worth of y_i is the sum of the gains up to it. With
+--judge_reads=prompt it reads the prompt alone, and worth and score are the reward of y_i. The noise of y_i is that of
+completion i - 1 of `past sample`: a longer chain begins as a shorter one.
 """
 
 import math
@@ -41,9 +42,9 @@ def define(values: flags.FlagValues) -> None:
   reads += 'or prompt, a reward model'
   flags.DEFINE_enum('judge_reads', None, ['draft', 'prompt'], reads, flag_values=values)
   keep = 'of --improve: the last response, or the best of the chain, the given one included: that of the largest '
-  keep += 'reward, or sum of gaps up to it'
+  keep += 'reward, or sum of gains up to it'
   flags.DEFINE_enum('keep', 'last', ['last', 'best'], keep, flag_values=values)
-  until = 'of --improve: a row ends with a response whose gap is not above 0, or whose reward not above that of its '
+  until = 'of --improve: a row ends with a response whose gain is not above 0, or whose reward not above that of its '
   until += 'draft, and keeps the draft'
   flags.DEFINE_bool('until_no_gain', False, until, flag_values=values)
 
@@ -159,6 +160,8 @@ def start(values: flags.FlagValues):
       if score:
         before = asked if of_gap else [ids_of(chain, AS_IT_IS) for chain in live]
         scores = score(live_rows, before, [c['ids'] for c in new])
+        if of_gap:
+          scores = [x - none for x, none in zip(scores, score(live_rows, before, list(map(given, live))))]
       for chain, *response in zip(live, new, scores, strict=True):
         chain.add(*response, of_gap, values.until_no_gain)
       trimmed += sum(len(ids) > longest for ids in asked)

@@ -30,6 +30,9 @@ def of_scores(score_IxN, good: float) -> dict[str, float]:
   draft_N, out = score_IxN[0], {}
   third_N = thirds(draft_N)
   rating_I = elo(comparisons(score_IxN))
+  if len(score_IxN) > 2:
+    mean_I = np.array([row[~np.isnan(row)].mean() if (~np.isnan(row)).any() else np.nan for row in score_IxN])
+    out['rises'] = float(np.mean(np.diff(mean_I) > 0))
   for i in range(1, len(score_IxN)):
     known_N = ~np.isnan(draft_N + score_IxN[i])
     moved_N = np.sign(score_IxN[i] - draft_N)

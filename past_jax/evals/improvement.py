@@ -48,6 +48,9 @@ def improvement(
     spoilt: of the drafts that score at least `good`, the share whose y_I scores less; left out where there are none
     elo: Elo points over y_0, of Bradley-Terry's model of all rows' comparisons between iterations (`elo.py`)
     over_baseline: delta less that of the baseline
+  Of several iterations `improvement/JUDGE/tT/rises` is the share of them that raise the mean score. Of several
+  temperatures `improvement/JUDGE/best_temperature` is that of the largest delta of y_1, the lowest of equals, and
+  `.../baseline_hotter` that of the baseline less it.
   `improvement/JUDGE/draft` is the mean score of y_0 and `.../good` the share that scores at least `good`.
   `improvement/text/tT/iI/copied` is the share of rows whose y_I is a copy of y_(I-1), and `.../length` the mean length
   of y_I over that of y_0, in characters. `improvement/trimmed` is the share of prompts that were cut on the left.
@@ -140,6 +143,7 @@ def improvement(
         samples += shown(kind, examples, chain, scores)
     for name in judges:
       metrics |= {f'{NAME}/{name}/{k}': v for k, v in of_drafts(np.array(firsts[name]), good).items()}
+    metrics |= best(metrics, judges, temperatures) if len(temperatures) > 1 else {}
     metrics |= over_baseline(metrics) | {f'{NAME}/trimmed': float(np.mean(cut))}
     return metrics, samples
 
@@ -157,6 +161,19 @@ def over_baseline(metrics: Mapping[str, float]) -> dict[str, float]:
     for name, other in pairs.items()
     if name.endswith('/delta') and name in metrics
   }
+
+
+def best(metrics: Mapping[str, float], judges, temperatures: Sequence[float]) -> dict[str, float]:
+  """The temperatures of the largest deltas, and how much hotter the baseline's is; nothing where no row has a score."""
+  out = {}
+  for prefix in (NAME, f'{NAME}/{BASELINE}'):
+    for name in judges:
+      deltas = {t: metrics[key] for t in sorted(temperatures) if (key := f'{prefix}/{name}/t{t:g}/i1/delta') in metrics}
+      out |= {f'{prefix}/{name}/best_temperature': float(max(deltas, key=deltas.get))} if deltas else {}
+  for name in judges:
+    ours, theirs = (f'{prefix}/{name}/best_temperature' for prefix in (NAME, f'{NAME}/{BASELINE}'))
+    out |= {f'{NAME}/{name}/baseline_hotter': out[theirs] - out[ours]} if theirs in out else {}
+  return out
 
 
 def problems(setting, judges, iterations, temperatures, drafts, baseline, feedback, refine, copies) -> None:

@@ -54,7 +54,8 @@ def judge_accuracy(setting: Setting, *, reads: Literal['draft', 'prompt'] = 'dra
       length.append(given.length_BxA)
     scores, length = (np.concatenate(x)[: len(examples)].astype(np.float64) for x in (found, length))
     margins = scores[:, 0] - scores[:, -1]
-    right, longer = share(margins), share(length[:, 0] - length[:, -1])
+    other = 2 if gaps else 1  # the worse, behind the same draft
+    right, longer = share(margins), share(length[:, 0] - length[:, other])
     metrics = {'accuracy': right, 'accuracy/n': len(margins), 'longer': longer, 'longer/n': len(margins)}
     metrics |= {'loss': float(np.logaddexp(0, -margins).mean()), 'calibration': calibration(margins)}
     if gaps:

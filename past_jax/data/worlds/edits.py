@@ -13,14 +13,16 @@ from past_jax.types import Example, Question, UserError
 LETTERS = {'tune': 'abcdefgh', 'final': 'ijklmnop'}
 KEY, LENGTH = 4, 8  # letters of a key and of a response
 GOOD = 3  # letters that are good at a place
-SKILL = (0.04, 0.80)  # how often a writer's letter is good: least and most
+SKILL = (0.04, 0.90)  # how often a writer's letter is good: least and most
 HABIT = 0.7  # share of a writer's bad letters that are a habit, where there is one
-SLIP = 0.15  # share of the responses that are of a wrong length
+KEPT = 0.5  # share of its letters that the second writer of a pair takes over from the first
+SLIP = 0.25  # share of the responses that are of a wrong length, or have characters in them that are no letters
+FOREIGN = '>?.'
 LENGTHS = (1, 2, 3, 4, 5, 6, 7, 9, 10, 11)  # those that they have
-LUCK = 256  # numbers drawn for a pair, of which it takes at most 3 + 2 * (3 * LENGTH + 5)
+LUCK = 256  # numbers drawn for a pair, of which it takes at most 3 + 2 * (4 * LENGTH + 6)
 
 
-def edits(count: int, seed: int, noise: float = 0.1, split: str = 'tune') -> World:
+def edits(count: int, seed: int, noise: float = 0.05, split: str = 'tune') -> World:
   """`count` keys such as 'badc>', each with a preferred and another response such as 'hbfacgda'.
 
   Three of the eight letters are good at a place of a response, and which three depends on one letter of the key, the
@@ -30,11 +32,12 @@ def edits(count: int, seed: int, noise: float = 0.1, split: str = 'tune') -> Wor
 
   Each response has a writer, whose letters are good with a probability of their own, evenly spread over `SKILL`. For
   half of the 16 sets all writers have a habit, one bad letter that they write more often than any good one: the most
-  probable response has half of its letters wrong, and a lower temperature alone is no improvement. One response of
-  seven is too long or too short: who learns from them would never hear otherwise that this is worse. Of a pair
-  (a, b) the response a is preferred with probability sigmoid((quality(a) - quality(b)) / noise); a pair of equal texts
-  is drawn again. On average the preferred has quality 0.52 and the other 0.23 at the default noise; labels of infinite
-  noise leave 0.37 for both.
+  probable response has half of its letters wrong, and a lower temperature alone is no improvement. The second writer
+  of a pair takes half of the letters over from the first. One response of four is of a wrong length or has other
+  characters in it: who learns from them would never hear otherwise that this is worse.
+
+  Of a pair (a, b) the response a is preferred with probability sigmoid((quality(a) - quality(b)) / noise); a pair of
+  equal texts is drawn again. On average the preferred has quality 0.48 and the other 0.25 at the default noise.
 
   The anchors are the preferred response and the other. The target, which no prompt shows, is what `quality` reads: the
   good letters of each place, 'abe cdg ...'. The question is the key, its answer one of the best responses.
@@ -97,26 +100,34 @@ def _pair(example: Example, places: list, noise: float, seed: int, row: int) -> 
   """(preferred, other): two writers' responses that are not the same."""
   for draw in itertools.count():
     luck, pick = dice(seed, row, 44, draw, size=LUCK)
-    a, b = (_written(places, luck, pick) for _ in range(2))
+    a = _written(places, luck, pick)
+    b = _written(places, luck, pick, a)
     if a != b:
       gap = quality(a, example) - quality(b, example)
       preferred = (1 + math.tanh(gap / (2 * max(noise, 1e-9)))) / 2  # the sigmoid, without an overflow
       return (a, b) if next(luck) < preferred else (b, a)
 
 
-def _written(places: list, luck, pick) -> str:
-  """Place by place a good letter, a habit or any other bad one. `places`: (its letters, good ones first; a habit?)."""
+def _written(places: list, luck, pick, draft: str = '') -> str:
+  """Place by place a letter of the draft, a good one, a habit or any other bad one.
+
+  `places`: (its letters, good ones first; a habit?).
+  """
   least, most = SKILL
   skill = least + (most - least) * next(luck)
   text = ''
-  for order, habit in places:
+  for place, (order, habit) in enumerate(places):
     good, bad = order[:GOOD], order[GOOD:]
-    if next(luck) < skill:
+    if place < len(draft) and next(luck) < KEPT:
+      text += draft[place]
+    elif next(luck) < skill:
       text += pick(good)
     else:
       text += bad[0] if habit and next(luck) < HABIT else pick(bad)
   if next(luck) >= SLIP:
     return text
-  letters = sorted(places[0][0])
-  more = ''.join(pick(letters) for _ in range(max(LENGTHS) - LENGTH))
-  return (text + more)[: pick(LENGTHS)]
+  if next(luck) < 0.5:
+    letters = sorted(places[0][0])
+    return (text + ''.join(pick(letters) for _ in range(max(LENGTHS) - LENGTH)))[: pick(LENGTHS)]
+  first = pick(range(LENGTH))
+  return text[:first] + ''.join(pick(FOREIGN) for _ in text[first : first + 3]) + text[first + 3 :]
