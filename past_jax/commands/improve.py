@@ -1,7 +1,7 @@
 """past sample --improve: given responses, improved again and again, and which of each chain to keep (arXiv 2310.00898).
 
 y_i is a sample of the model, which reads y_(i-1) as the draft of its instruction. A judge, if there is one, is a model
-with a scalar head (past export --role=judge). With --judge_reads=draft it reads what the improver reads, and the score
+with a scalar head (past export --role=judge). With --judge_reads=draft it reads the same instruction, and the score
 of y_i is the gain g(y_i, y_(i-1)) - g(y_(i-1), y_(i-1)), above 0 if it is better than its draft: the judge's loss knows
 differences alone, so what no gain is it has to say itself. The worth of y_i is the sum of the gains up to it. With
 --judge_reads=prompt it reads the prompt alone, and worth and score are the reward of y_i. The noise of y_i is that of
@@ -148,7 +148,8 @@ def start(values: flags.FlagValues):
     nonlocal trimmed, written, ended, done
     chains, tokens = [Chain(row) for row in part], 0
     if score and not of_gap:
-      for chain, reward in zip(chains, score(part, [ids_of(c, AS_IT_IS) for c in chains], list(map(given, chains)))):
+      prompts, responses = [ids_of(chain, AS_IT_IS) for chain in chains], [[given(chain)] for chain in chains]
+      for chain, (reward,) in zip(chains, score(part, prompts, responses)):
         chain.begin(reward)
     for i in range(values.iterations):
       live = [chain for chain in chains if chain.live]  # the others cost nothing any more
@@ -157,11 +158,12 @@ def start(values: flags.FlagValues):
       live_rows, asked = [chain.row for chain in live], [ids_of(chain, values.instruction) for chain in live]
       new = [group[0] for group in draw(params, live_rows, asked, i)]
       scores = [None] * len(live)
-      if score:
-        before = asked if of_gap else [ids_of(chain, AS_IT_IS) for chain in live]
-        scores = score(live_rows, before, [c['ids'] for c in new])
-        if of_gap:
-          scores = [x - none for x, none in zip(scores, score(live_rows, before, list(map(given, live))))]
+      if score and of_gap:
+        groups = [[c['ids'], given(chain)] for c, chain in zip(new, live)]
+        scores = [gap - none for gap, none in score(live_rows, asked, groups)]
+      elif score:
+        before = [ids_of(chain, AS_IT_IS) for chain in live]
+        scores = [reward for (reward,) in score(live_rows, before, [[c['ids']] for c in new])]
       for chain, *response in zip(live, new, scores, strict=True):
         chain.add(*response, of_gap, values.until_no_gain)
       trimmed += sum(len(ids) > longest for ids in asked)
@@ -183,7 +185,7 @@ def start(values: flags.FlagValues):
 
 
 def judge(values: flags.FlagValues, tokenizer, mesh, size: int):
-  """(score(rows, ids of their prompts, of their responses) -> floats, what to say at the end of what was cut).
+  """(score(rows, ids of prompts, of as many responses to each) -> scores, what to say at the end of what was cut).
 
   Raises:
     UserError: --judge_model is no judge, or of another tokenizer; from `score`, a score that is not finite.
@@ -199,20 +201,21 @@ def judge(values: flags.FlagValues, tokenizer, mesh, size: int):
   most, params = found.config.context, found.read(mesh)
   cut = {'prompts': 0, 'responses': 0}
 
-  def score(part: Sequence[rows.Row], prompts, responses) -> list[float]:
-    pairs = [rows.fitted(tokenizer, prompt, [ids], most) for prompt, ids in zip(prompts, responses, strict=True)]
-    short_prompts, groups = zip(*rows.filled(pairs, size))
-    for name, before, after in (('prompts', prompts, short_prompts), ('responses', responses, [g[0] for g in groups])):
-      cut[name] += sum(len(a) < len(b) for a, b in zip(after, before))
-    P = rows.bucket(max(map(len, short_prompts)), most)
-    T = rows.bucket(max(len(ids) for (ids,) in groups), most)
-    ids_BxP, length_B, _ = pack(tokenizer, short_prompts, P)
-    ids_Bx1xT, length_Bx1, _ = pack_completions(groups, T)
+  def score(part: Sequence[rows.Row], prompts, groups) -> list[list[float]]:
+    fitting = [rows.fitted(tokenizer, prompt, group, most) for prompt, group in zip(prompts, groups, strict=True)]
+    for prompt, group, (short, shorter) in zip(prompts, groups, fitting):
+      cut['prompts'] += len(short) < len(prompt)
+      cut['responses'] += sum(len(a) < len(b) for a, b in zip(shorter, group))
+    prompts, groups = zip(*rows.filled(fitting, size))
+    P = rows.bucket(max(map(len, prompts)), most)
+    T = rows.bucket(max(len(ids) for group in groups for ids in group), most)
+    ids_BxP, length_B, _ = pack(tokenizer, prompts, P)
+    ids_BxGxT, length_BxG, _ = pack_completions(groups, T)
     with jax.set_mesh(mesh):
-      batch = mesh_lib.put_batch(mesh, (Prompts(ids_BxP, length_B), ids_Bx1xT, length_Bx1))
-      scores = rows.host(program(found.policy, params, *batch))[: len(part), 0].tolist()
-    for row, x in zip(part, scores):
-      if not math.isfinite(x):
+      batch = mesh_lib.put_batch(mesh, (Prompts(ids_BxP, length_B), ids_BxGxT, length_BxG))
+      scores = rows.host(program(found.policy, params, *batch))[: len(part)].tolist()
+    for row, found_ in zip(part, scores):
+      if not all(map(math.isfinite, found_)):
         raise UserError(f'{row.where}: the score of --judge_model is not finite; try --dtype=float32.')
     return scores
 
