@@ -360,7 +360,8 @@ def test_quality_is_the_share_of_places_that_keep_one_rule(split, letters):
   rows = made('edits', count=500, split=split)
   rule = {}
   for e in rows:
-    assert re.fullmatch(f'[{letters}]{{4}}>', e.prompt) and all(re.fullmatch(f'[{letters}]{{8}}', a) for a in e.anchors)
+    assert re.fullmatch(f'[{letters}]{{4}}>', e.prompt)
+    assert all(re.fullmatch(f'[{letters}>?.]{{1,11}}', a) for a in e.anchors)
     for place, good in enumerate(e.target.split()):
       assert rule.setdefault((e.prompt[place % 4], place // 4), good) == good and len(set(good)) == 3
   assert len(rule) == 16 and len(set(rule.values())) > 8
@@ -425,9 +426,11 @@ def test_the_better_is_preferred_as_often_as_the_logistic_says(noise):
 def test_there_is_room_above_the_preferred(split, seed):
   rows = made('edits', count=2048, seed=seed, split=split)
   means = qualities(rows).mean(0)
-  assert 0.53 < means[0] < 0.59 and 0.25 < means[1] < 0.31
+  assert 0.45 < means[0] < 0.51 and 0.23 < means[1] < 0.29
+  whole = [e for e in rows if re.fullmatch('[a-p]{8}', e.anchors[0])]
+  assert 0.7 < len(whole) / len(rows) < 0.95  # the others have faults of form, and are preferred less often
   said = {}  # (letter of the key, half) -> what is written there, good or not
-  for e in rows:
+  for e in whole:
     for place, good in enumerate(e.target.split()):
       cell = said.setdefault((e.prompt[place % 4], place // 4), Counter())
       cell[e.anchors[0][place], e.anchors[0][place] in good] += 1
@@ -456,7 +459,7 @@ def test_keys_are_distinct_and_rows_after_the_first_are_held_out():
   assert made('edits', count=300) == rows[:300]
   other = made('edits', seed=2)
   assert {e.target for e in rows}.isdisjoint(e.target for e in other)  # another rule
-  with pytest.raises(UserError, match='with count=4097, noise=0.1: there are 1 to 4096 keys of 4 of the letters abcd'):
+  with pytest.raises(UserError, match='with count=4097, noise=0.05: there are 1 to 4096 keys of 4 of the letters abcd'):
     made('edits', count=4097)
   with pytest.raises(UserError, match='noise=-0.5: .* noise is 0 or more'):
     made('edits', noise=-0.5)
