@@ -19,6 +19,15 @@
   ... :beta=0.05            weight of the KL to what a stage began with
 
 A run that was stopped goes on in the stage, round and update where it was. At inference: past sample --improve.
+
+size=tiny: keys and responses of eight letters with a hidden quality (docs/tasks.md, `edits`), 0.1M parameters from
+nothing. Two CPU cores, seed 0: the policy takes a minute, and its responses to 256 other keys have quality 0.55 at
+temperature 1 (those that it imitates 0.48, the best 1); the improver takes two to four minutes. Its judge tells 0.71
+of 256 pairs. Responses improved once have quality 0.58, of drafts of 0.56: by quality 0.06 more are better than
+worse, by likelihood 0.26 fewer (improvement/quality/t1/i1/delta, improvement/likelihood/...); improved twice 0.57,
+0.01 and -0.38; another sample of the policy in place of an improvement has 0.05 and 0.17. Seeds differ: five others,
+with other letters, have 0.20 to 0.51 by quality (RESULTS.md, D1). The default size, SmolLM2-135M-Instruct under
+adapters, is not measured yet.
 """
 
 from configs import common
