@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from past_jax.types import UserError
@@ -38,7 +39,12 @@ def make(shape: Mapping[str, int], devices=None) -> Mesh:
       'An axis of size -1 takes all that are left.'
     )
   # Auto, said aloud: jax.make_mesh now defaults to Explicit axes, under which linen's Embed raises.
-  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:need])
+  types = (AxisType.Auto,) * len(AXES)
+  try:
+    return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices[:need])
+  except NotImplementedError:  # no axis of the slice has one of these sizes: cut one
+    grid = mesh_utils.create_device_mesh(sizes, devices[:need], allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=types)
 
 
 def path_string(path) -> str:

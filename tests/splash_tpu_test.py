@@ -123,3 +123,16 @@ def test_a_decode_step_reads_a_prompt_once_for_its_group(mesh):
     assert len(re.findall(rf'%{re.escape(name)}[,)]', entry)) == 1
   sizes = [np.prod(list(map(int, dims.split(',')))) for dims in re.findall(r'\w\[([\d,]+)\]', text)]
   assert P * D <= max(sizes) < G * P * D
+
+
+def test_a_mesh_whose_axes_no_side_of_the_slice_has():
+  """8x8 chips as 16 x 4: a side is cut."""
+  from jax.experimental import topologies
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(os.environ, 'TPU_SKIP_MDS_QUERY', '1')
+    patch.setitem(os.environ, 'ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+    devices = topologies.get_topology_desc('v6e:8x8', platform='tpu').devices
+  found = mesh_lib.make({'data': 1, 'fsdp': -1, 'tensor': 4}, devices)
+  assert dict(found.shape) == {'data': 1, 'fsdp': 16, 'tensor': 4}
+  assert len({device.id for device in found.devices.flat}) == 64
