@@ -286,7 +286,9 @@ class Loop:
     rendered = stage.render(examples, plan)
     facts = {f'study/trimmed_{name}': count for name, count in rendered.trimmed.items()}
     for name, count in rendered.trimmed.items():
-      whole = np.count_nonzero(rendered.sample.given.length_BxA) if count and name == 'anchors' else plan.prompts
+      whole = plan.prompts * (2 if name == 'drafts' else 1)  # both of a pair's orders
+      if count and name == 'anchors':
+        whole = np.count_nonzero(rendered.sample.given.length_BxA)
       what = f'{count} of {whole} {name} were cut to fit the lengths of config.view'
       self.count_aloud(stage, f'study/trimmed_{name}', count, what)
     # The last minibatch of an epoch may be smaller: it is filled up with rows that have no tokens and weigh nothing.
