@@ -105,8 +105,8 @@ peak is held against what libtpu lets a program have. Times are rooflines, which
 one of every completion.
 
 What does not fit with fsdp alone may with tensor parallelism: the update of Llama-3.3-70B on v6e:8x8, 2048 + 8 x 256,
-takes 30.4 of 31.2 GiB with `--config.mesh.tensor=8 --config.study.batch=8 --config.study.sample_prompts=8`, one group per
-data shard, at least 442 ms (hbm), MFU at most 58%.
+takes 30.4 of 31.2 GiB with `--config.mesh.tensor=8 --config.study.batch=8 --config.study.sample_prompts=8`, one group
+per data shard, at least 442 ms (hbm), MFU at most 58%.
 
 {table(found)}"""
 
