@@ -37,7 +37,7 @@ MAY_CHANGE = ('checkpoint.', 'log.', 'eval.every', 'mesh.')  # on resume; and ev
 BOUNDS = {
   **dict.fromkeys(('group', 'length', 'chunk', 'ngram', 'target_length', 'count', 'samples', 'distractors', 'size'), 1),
   **dict.fromkeys(('seconds', 'memory'), 1),
-  **{'prompt_length': 2, 'seed': 0, 'opponents': 0, 'slots': 0, 'top_k': 0},
+  **{'prompt_length': 2, 'seed': 0, 'limit': 0, 'opponents': 0, 'slots': 0, 'top_k': 0},
   **dict.fromkeys(('max_overlap', 'lr', 'eps', 'weight_decay', 'clip'), 0.0),
   **dict.fromkeys(('flips', 'top_p', 'min_p', 'b1', 'b2', 'momentum', 'decay'), (0.0, 1.0)),
 }

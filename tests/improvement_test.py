@@ -191,6 +191,13 @@ def test_what_no_row_tells_is_left_out():
   assert chains.of_drafts(np.array([nan]), 0.5) == {}
 
 
+def test_only_the_first_rows_are_improved(mesh):
+  keys = dict(judges={'model': 'likelihood'})
+  few, samples = improvement(setting(mesh), limit=2, **keys).run(POLICY_VxV, BASE_VxV)
+  alone, _ = improvement(setting(mesh, examples=EXAMPLES[:2]), limit=0, **keys).run(POLICY_VxV, BASE_VxV)
+  assert few == alone and [s['question'] for s in samples] == [e.prompt for e in EXAMPLES[:2]]
+
+
 def test_iterations_that_rise():
   scores = np.array([[0.0, 1], [1, 1], [1, 0.5], [2, 2], [2, 2]])  # means 0.5, 1, 0.75, 2, 2
   assert chains.of_scores(scores, good=0.5)['rises'] == 0.5

@@ -33,6 +33,7 @@ def improvement(
   seed: int = 0,
   copies: float = 1.0,
   good: float = 0.5,
+  limit: int = 256,
 ) -> Evaluation:
   """Win rate less lose rate of improved responses against their drafts (arXiv 2310.00898), over the setting's rows.
 
@@ -72,13 +73,15 @@ def improvement(
     copies: a response is a copy if it has this share of its characters in common, in order, with what it was made of
       (difflib's ratio, white space around it aside); 1: if it is the same.
     good: the score at which a draft counts as good.
+    limit: how many rows are improved, the first; 0: all. Without config.eval.sources they are those that are studied.
 
   Raises:
     UserError: there is no config.improve; a key that makes no sense; a judge that cannot be imported; no rows, or with
       drafts='given' one that has none or whose draft is longer than config.eval.answer_length.
   """
   problems(setting, judges, iterations, temperatures, drafts, baseline, feedback, refine, copies)
-  tokenizer, view, improve, examples = setting.tokenizer, setting.view, setting.improve, setting.examples
+  tokenizer, view, improve = setting.tokenizer, setting.view, setting.improve
+  examples = setting.examples[: limit or None]
   scorers = {name: scorer(f, f'judges.{name}') for name, f in judges.items() if f != LIKELIHOOD}
   shape = dict(policy=setting.policy, tokenizer=tokenizer, mesh=setting.mesh)
   shape |= dict(length=setting.answer_length, chunk=setting.chunk)
