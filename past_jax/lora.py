@@ -125,12 +125,15 @@ def merge(params: Params, adapters: Params, scale: float) -> Params:
 
   The sum is made in float32 and has the dtype of the kernel.
   """
+  return merged(attach(params, adapters, scale))
 
-  def merged(leaves, adapter):
-    kernel = leaves['kernel']
-    return {**leaves, 'kernel': (kernel + scale * product(kernel, adapter)).astype(kernel.dtype)}
 
-  return change(params, adapters, merged)
+def merged(params: Params) -> Params:
+  """`merge` of what `attach` made; a model without adapters as it is."""
+  if 'lora_a' in params:
+    rest = {name: x for name, x in params.items() if name not in ('lora_a', 'lora_b')}
+    return {**rest, 'kernel': (rest['kernel'] + product(rest['kernel'], params)).astype(rest['kernel'].dtype)}
+  return {name: merged(x) if isinstance(x, Mapping) else x for name, x in params.items()}
 
 
 def unmerge(params: Params, adapters: Params, scale: float) -> Params:

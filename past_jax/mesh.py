@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
 from past_jax.types import UserError
 
@@ -186,7 +186,7 @@ def batch_ways(mesh: Mesh) -> int:
 def platform() -> str:
   """'tpu', 'gpu' or 'cpu': of the devices of the mesh under `jax.set_mesh(mesh)`, be they here or a mere topology.
 
-  Without a mesh, of the devices that are here.
+  Without a mesh, of the devices that are here; 'none' in what is `stacked`.
   """
   described = jax.sharding.get_abstract_mesh().abstract_device
   return described.platform if described else jax.default_backend()
@@ -241,3 +241,20 @@ def per_shard(function):
     return function
   spec = PartitionSpec(BATCH)
   return jax.shard_map(function, in_specs=spec, out_specs=spec, axis_names=set(BATCH))
+
+
+# Of no axes, and of no platform that has kernels of its own.
+NOWHERE = AbstractMesh((), (), abstract_device=AbstractDevice(device_kind='', num_cores=None, platform='none'))
+
+
+def stacked(function, in_axes):
+  """`jax.vmap` of a function that says where its arrays lie: in the stack, which is itself split over devices.
+
+  Inside, there is no mesh: every hint is about a batch, and here it is the stack's axis that is one.
+  """
+
+  def one(*args):
+    with use_abstract_mesh(NOWHERE):
+      return function(*args)
+
+  return jax.vmap(one, in_axes)
