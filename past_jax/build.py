@@ -36,6 +36,7 @@ from past_jax.settings import (
   completion_length,
   component,
   improve_of,
+  inner_of,
   losses_by_term,
   optimizer_of,
   plain,
@@ -248,11 +249,14 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int,
     generator, judge = arguments(generators.TABLE, s.generator), arguments(judges.TABLE, s.judge)
     of = lambda keys: teacher if keys.get('role') == 'teacher' else model.policy
     make = functools.partial(component, tokenizer=model.tokenizer)
+    judge_resources = dict(
+      plain=plain_prompts(config, model), mesh=mesh_, inner=inner_of(config), input_axes=INPUT_AXES
+    )
     collect = collector(
       policy=model.policy,
       sampler=of(generator),
       generate=make(generators.TABLE, s.generator, f'{at}.generator', policy=of(generator)),
-      judge=make(judges.TABLE, s.judge, f'{at}.judge', policy=of(judge), plain=plain_prompts(config, model)),
+      judge=make(judges.TABLE, s.judge, f'{at}.judge', policy=of(judge), **judge_resources),
       select=make(selects.TABLE, s.select, f'{at}.select'),
       mesh=mesh_,
       prompts_per_call=s.sample_prompts,
@@ -346,7 +350,7 @@ def build_evaluation(config, model: models.Model, mesh_, examples: Sequence[Exam
   shape = dict(template=e.template, prompt_length=e.prompt_length, answer_length=e.answer_length, chunk=e.chunk)
   rows, questions = load_questions(config, examples)
   asked, view, parts = some(questions, e.questions), plain(config.view), []
-  shape |= dict(view=view, improve=improve_of(config))
+  shape |= dict(view=view, improve=improve_of(config), inner=inner_of(config), input_axes=INPUT_AXES)
   setting = Setting(**resources, examples=rows, questions=asked, **shape)
   for name, keys in plain(e.tasks).items():
     where = f'config.eval.tasks.{name}'

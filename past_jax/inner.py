@@ -78,7 +78,7 @@ class Recipe:
   lr: with schedule 'linear' it goes down to 0 over a run's own steps. batch: rows per step, whose learned tokens' mean
   loss is the step's. epochs: each in an order of its own. steps: most of a run; 0: those of `epochs` over `rows`.
   rows: most of a run; further ones are left out. length: tokens of a row, cut on the right.
-  questions: asked at a time. prompt_length, answer_length: tokens.
+  questions: asked at a time. prompt_length, answer_length: tokens. until: an answer ends with its `line`, or its `end`.
   chunk: runs at a time.
   """
 
@@ -97,6 +97,7 @@ class Recipe:
   questions: int = 8
   prompt_length: int = 64
   answer_length: int = 16
+  until: str = 'line'
   chunk: int = 64
 
   @property
@@ -264,7 +265,7 @@ def runner(*, policy: Policy, tokenizer: Tokenizer, mesh, recipe: Recipe, input_
   r = recipe
   program = inner_update(policy, tokenizer.plain(''), r, input_axes)
   newline = tokenizer.encode('\n')
-  ends = {*tokenizer.stop_ids, *(newline if len(newline) == 1 else ())}
+  ends = {*tokenizer.stop_ids, *(newline if r.until == 'line' and len(newline) == 1 else ())}
 
   def epochs_of(job: Job) -> int:
     return r.epochs if job.epochs is None else job.epochs

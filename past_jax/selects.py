@@ -276,6 +276,7 @@ def summary(group: Group, selection: Selection, judgement: Judgement) -> Metrics
   study/truncated, finished of the members that have tokens, share not ended and ended by an end token
   study/abstained           of the members that have tokens, share without a finite score
   study/unpaired            how many prompts have members with tokens and no pair of any weight: empty, identical, tied
+  judge/noise               of the variance of scores within groups, the share that is chance, judges' seeds
   judge/score_mean, judge/NAME_mean  mean over finite scores, and over finite values of the judgement's info
   """
   chosen, rejected, weight = selection.chosen_BxJ, selection.rejected_BxJ, selection.pair_weight_BxJ
@@ -303,8 +304,19 @@ def summary(group: Group, selection: Selection, judgement: Judgement) -> Metrics
     'study/abstained': mean(~valid, present),
     'study/unpaired': (present.any(1) & ~(weight > 0).any(1)).sum() if weight.shape[1] else jnp.float32(0),
     'judge/score_mean': finite_mean(judgement.score_BxG),
+    **({} if judgement.var_BxG is None else {'judge/noise': noise(judgement, valid)}),
     **{f'judge/{name}_mean': finite_mean(x) for name, x in judgement.info.items()},
   }
+
+
+def noise(judgement: Judgement, valid_BxG):
+  """Mean variance over seeds, of the variance between the valid members of a group, pooled over groups; 0 if none."""
+  count_B = valid_BxG.sum(1)
+  score_BxG = jnp.where(valid_BxG, judgement.score_BxG, 0.0)
+  mean_Bx1 = (score_BxG.sum(1) / jnp.maximum(count_B, 1))[:, None]
+  between = jnp.where(valid_BxG, (score_BxG - mean_Bx1) ** 2, 0.0).sum() / jnp.maximum((count_B - 1).clip(0).sum(), 1)
+  within = jnp.where(valid_BxG, judgement.var_BxG, 0.0).sum() / jnp.maximum(valid_BxG.sum(), 1)
+  return jnp.where(between > 0, within / jnp.where(between > 0, between, 1.0), 0.0)
 
 
 TABLE = {

@@ -30,14 +30,14 @@ KINDS = {
 }
 MODELS = (*ROLES, 'teacher')  # roles that sample and judge
 # Parameters that come from the run, not from the config.
-RESOURCES = ('policy', 'tokenizer', 'learning_rate', 'input_axes', 'setting', 'plain')
+RESOURCES = ('policy', 'tokenizer', 'learning_rate', 'input_axes', 'setting', 'plain', 'mesh', 'inner')
 MAY_CHANGE = ('checkpoint.', 'log.', 'eval.every', 'mesh.')  # on resume; and every stage's `rounds`
 
 # The same for components' keys, where the type of the default does not say it all; or (least, most).
 BOUNDS = {
   **dict.fromkeys(('group', 'length', 'chunk', 'ngram', 'target_length', 'count', 'samples', 'distractors', 'size'), 1),
   **dict.fromkeys(('seconds', 'memory'), 1),
-  **{'prompt_length': 2, 'seed': 0, 'limit': 0, 'opponents': 0, 'slots': 0, 'top_k': 0},
+  **{'prompt_length': 2, 'seed': 0, 'seeds': 1, 'limit': 0, 'opponents': 0, 'slots': 0, 'top_k': 0},
   **dict.fromkeys(('max_overlap', 'lr', 'eps', 'weight_decay', 'clip'), 0.0),
   **dict.fromkeys(('flips', 'top_p', 'min_p', 'b1', 'b2', 'momentum', 'decay'), (0.0, 1.0)),
 }
@@ -227,6 +227,11 @@ def roles_of(stage) -> set[str]:
 def improve_of(config) -> dict[str, Any]:
   """config.improve, which only configs have whose stages improve drafts."""
   return plain(config.improve) if 'improve' in config else {}
+
+
+def inner_of(config) -> dict[str, Any]:
+  """config.inner, which only configs have that try what they write by training on it."""
+  return plain(config.inner) if 'inner' in config else {}
 
 
 def optimizer_of(config, name: str) -> dict[str, Any]:

@@ -656,6 +656,11 @@ def sampled_diversity(tokenizer, group) -> dict[str, float]:
   return diversity(ids, [completion_text(tokenizer, row, len(row)) for row in ids])
 
 
+def figures(x):
+  """A number, or a list of them with None where one is missing."""
+  return float(x) if x.ndim == 0 else [float(value) if math.isfinite(value) else None for value in x]
+
+
 def group_rows(run: Run, stage: Stage, c: Cursor, examples, rendered, group, judgement, selection) -> list[dict]:
   """What a person reads: each text with its completions, scores and what was chosen; of host arrays."""
   tokenizer, out = run.model.tokenizer, []
@@ -675,7 +680,7 @@ def group_rows(run: Run, stage: Stage, c: Cursor, examples, rendered, group, jud
           'rejected': g in rejected,
           'tokens': int(group.length_BxG[b, g]),
           'finished': bool(group.finished_BxG[b, g]),
-          'info': {name: float(x[b, g]) for name, x in judgement.info.items()},
+          'info': {name: figures(x[b, g]) for name, x in judgement.info.items()},
         }
       )
     n, P = int(rendered.sample.length_B[b]), rendered.sample.ids_BxP.shape[1]
@@ -688,6 +693,7 @@ def group_rows(run: Run, stage: Stage, c: Cursor, examples, rendered, group, jud
         'round': c.round + 1,
         'text': example.text or example.prompt,
         'prompt': prompt,
+        'questions': [[q.question, q.answer] for q in example.questions],
         'completions': completions,
       }
     )

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from past_jax.evals.closed_book import closed_book, is_correct
+from past_jax.evals.closed_book import closed_book
+from past_jax.grading import contains
 from past_jax.evals.perplexity import perplexity
 from past_jax.evals.setting import Setting
 from past_jax.types import Question
@@ -22,7 +23,7 @@ from past_jax.types import Question
   ],
 )
 def test_what_counts_as_right(output, answer, correct):
-  assert is_correct(output, answer) is correct
+  assert bool(contains(output, answer)) is correct
 
 
 def test_closed_book_counts_by_kind_and_scores_the_answer(policy, params, tokenizer, mesh):

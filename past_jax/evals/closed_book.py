@@ -1,12 +1,10 @@
 """Closed-book recall: questions about the studied texts, answered greedily with no text in view."""
 
-import re
-import string
-
 import jax
 import jax.numpy as jnp
 
 from past_jax.evals.setting import Evaluation, Setting, by_kind, calls, padded
+from past_jax.grading import contains
 from past_jax.logps import group_logps
 from past_jax.mesh import host, put_batch
 from past_jax.render import pack
@@ -15,23 +13,10 @@ from past_jax.text import completion_text, pack_completions
 from past_jax.types import Prompts
 
 
-def normalise(text: str) -> str:
-  """Lower case, without punctuation, articles and surplus spaces (as SQuAD v1.1's scorer, arXiv 1606.05250)."""
-  text = ''.join(' ' if c in string.punctuation else c for c in text.lower())
-  return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
-
-
-def is_correct(output: str, answer: str) -> bool:
-  """The answer's words stand, in order and together, in the first line of the output."""
-  first = output.strip().splitlines()[0] if output.strip() else ''
-  wanted = normalise(answer)
-  return bool(wanted) and f' {wanted} ' in f' {normalise(first)} '
-
-
 def closed_book(setting: Setting) -> Evaluation:
   """Greedy answers to the questions that have one; to none, if there are none.
 
-  Metrics: `closed_book/KIND` share answered right (see `is_correct`), `.../questions` their number, `.../n` that of the
+  Metrics: `closed_book/KIND` share answered right (see `grading.contains`), `.../questions` their number, `.../n` that of the
   texts they are about, which is what an interval may count on: questions about one text are right or wrong together.
   `.../logp` is the mean log-prob in nats of the expected answer after the question, which moves before any is right.
   """
@@ -57,7 +42,7 @@ def closed_book(setting: Setting) -> Evaluation:
       logps += host(tick(score(params, prompts, *expected))).tolist()
       for i, (_, q) in enumerate(part[: len(questions) - len(samples)]):
         output = completion_text(tokenizer, group.ids_BxGxT[i, 0], int(group.length_BxG[i, 0]))
-        correct = is_correct(output, q.answer)
+        correct = bool(contains(output, q.answer))
         samples.append(
           {'kind': q.kind, 'question': q.question, 'answer': q.answer, 'output': output, 'correct': correct}
         )

@@ -26,6 +26,8 @@ class Setting(NamedTuple):
   chunk: int = 32
   view: Mapping[str, Any] = {}  # config.view: how a prompt and given completions are rendered for studying
   improve: Mapping[str, Any] = {}  # config.improve: what an improver reads; {}: the config has no such section
+  inner: Mapping[str, Any] = {}  # config.inner: how self-edits are trained on; the same
+  input_axes: Mapping[str, int] = {}  # as `lora.init` takes them
 
 
 class Evaluation(NamedTuple):

@@ -1,6 +1,7 @@
 """Judges by name. A judge scores the completions of a group; higher is better and NaN abstains."""
 
 from past_jax.judges.controls import constant, random
+from past_jax.judges.inner_update import inner_update
 from past_jax.judges.likelihood import length_normalised, likelihood
 from past_jax.judges.likelihood_gain import likelihood_gain
 from past_jax.judges.majority import majority
@@ -20,6 +21,7 @@ TABLE = {
   'preference': preference,
   'order': order,
   'reward': reward,
+  'inner_update': inner_update,
   'random': random,
   'constant': constant,
 }

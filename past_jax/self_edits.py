@@ -1,0 +1,122 @@
+"""Self-edits: what a model writes about an example to be trained on, tried by inner runs (arXiv 2506.10943).
+
+An edit becomes rows to train on; the runs that learn them are then asked the example's questions, without it in view.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from past_jax.grading import GRADES
+from past_jax.inner import Asked, Job, Recipe, Row, runner
+from past_jax.render import fill
+from past_jax.text import Tokenizer
+from past_jax.types import Example, Policy, UserError
+
+
+class Lesson(NamedTuple):
+  """What an edit asks to be trained on: (what is read, what is learned) for each row."""
+
+  rows: Sequence[tuple[str, str]] = ()
+  lr: float | None = None  # None: config.inner's; the same of epochs
+  epochs: int | None = None
+
+
+class Trial(NamedTuple):
+  """One inner run, of one seed."""
+
+  answers: list[str]
+  grades: list[float]  # 0 to 1, one for each question
+  logps: list[float]  # nats, of the expected answers
+  losses: list[float]  # nats per learned token, of every step
+
+
+def lines(edit: str, example: Example) -> Lesson:
+  """A row for every line; a heading before a numbered list is left out, and so are the numbers' own lines."""
+  del example
+  found = [line.strip() for line in edit.splitlines() if line.strip()]
+  if len(found) > 1 and found[1].startswith('1.'):
+    found = found[1:]
+  return Lesson([('', line) for line in found])
+
+
+def whole(edit: str, example: Example) -> Lesson:
+  """One row."""
+  del example
+  return Lesson([('', edit.strip())] if edit.strip() else [])
+
+
+def questions(edit: str, example: Example) -> Lesson:
+  """A row for every question with what follows it, up to the next; what comes before the first is left out."""
+  del example
+  blocks = re.split(r'(?mi)^(?=\W*(?:question|q)\b[^:\n]{0,12}:)', edit.strip())
+  found = [block.strip() for block in blocks if re.match(r'(?i)\W*(?:question|q)\b[^:\n]{0,12}:', block.strip())]
+  return Lesson([('', block) for block in found])
+
+
+DOCUMENTS = {'lines': lines, 'whole': whole, 'questions': questions}
+OWN = ('documents', 'document', 'question', 'passage', 'grade')  # the keys of config.inner that are not a `Recipe`'s
+
+
+def recipe(inner: Mapping[str, Any], **changed) -> Recipe:
+  return Recipe(**{key: value for key, value in inner.items() if key not in OWN} | changed)
+
+
+def trials(
+  *, policy: Policy, tokenizer: Tokenizer, mesh, inner: Mapping[str, Any], input_axes, **changed
+) -> Callable[..., list[list[Trial]]]:
+  """Returns attempt(params, [(example, lesson), ...], seeds, tick) -> for each of them a `Trial` of every seed.
+
+  A lesson of None is not trained on: the model as it is answers, once for all seeds. What is the same is run once.
+
+  Args:
+    inner: config.inner. changed: keys of its `Recipe` that are others here.
+
+  Raises:
+    UserError: an unknown way to grade, and as `inner.runner`.
+  """
+  if inner['grade'] not in GRADES:
+    raise UserError(f'config.inner.grade={inner["grade"]!r}: choose one of {", ".join(GRADES)}.')
+  grade = GRADES[inner['grade']]
+  made = recipe(inner, **changed)
+  runs = runner(policy=policy, tokenizer=tokenizer, mesh=mesh, recipe=made, input_axes=input_axes).run
+
+  def attempt(params, wanted: Sequence[tuple[Example, Lesson | None]], seeds: Sequence[int], tick=lambda x: x):
+    jobs, places = {}, []  # job -> its number
+    for example, lesson in wanted:
+      asked = tuple(questions_of(tokenizer, inner, example))
+      if lesson is None:
+        made = [Job(asked=asked)] * len(seeds)
+      else:
+        rows = rows_of(tokenizer, inner, example, lesson)
+        made = [Job(rows, asked, seed, lesson.lr, lesson.epochs) for seed in seeds]
+      places.append([jobs.setdefault(job, len(jobs)) for job in made])
+    outcomes = runs(params, list(jobs), tick)
+    return [[trial(example, outcomes[n]) for n in numbers] for (example, _), numbers in zip(wanted, places)]
+
+  def trial(example: Example, outcome) -> Trial:
+    answers = [tokenizer.decode(ids).strip() for ids in outcome.answers]
+    grades = [grade(text, q.answer) for text, q in zip(answers, example.questions)]
+    return Trial(answers, grades, outcome.logps, outcome.losses)
+
+  return attempt
+
+
+def questions_of(tokenizer: Tokenizer, inner: Mapping[str, Any], example: Example) -> list[Asked]:
+  """The example's questions in the template config.inner.question."""
+  ask = lambda q: tuple(tokenizer.plain(fill(inner['question'], example, question=q.question)))
+  return [Asked(ask(q), tuple(tokenizer.encode(' ' + q.answer))) for q in example.questions]
+
+
+def rows_of(tokenizer: Tokenizer, inner: Mapping[str, Any], example: Example, lesson: Lesson) -> tuple[Row, ...]:
+  """The rows of a lesson, and the passage, last, if config.inner.passage; texts in the template config.inner.document."""
+
+  def row(read: str, learned: str) -> Row:
+    if read:
+      head = tokenizer.encode(read, start=True)
+      return Row((*head, *tokenizer.encode(learned), tokenizer.eos_id), len(head))
+    text = fill(inner['document'], example, line=learned)
+    return Row((*tokenizer.encode(text, start=True), tokenizer.eos_id))
+
+  passage = [('', example.text)] * bool(inner['passage'] and example.text)
+  return tuple(row(*texts) for texts in (*lesson.rows, *passage))
