@@ -22,11 +22,13 @@ from past_jax import (
   render,
   sampler,
   selects,
+  self_edits,
   update,
 )
 from past_jax.data import sources, worlds
 from past_jax.data.worlds.general import general
 from past_jax.drafts import SAMPLED
+from past_jax.grading import GRADES
 from past_jax.judges.likelihood_gain import NEEDS
 from past_jax.models.transformer import REMAT
 from past_jax.settings import (
@@ -92,11 +94,25 @@ KEYS = {
   'checkpoint': {'every': 1, 'keep': 1},
   'log': {'groups': 0},
 }
+INNER = {  # of config.inner, if there is one
+  **{'documents': str, 'document': str, 'question': str, 'passage': bool, 'grade': str},
+  **{'rank': 0, 'alpha': 0.0, 'targets': tuple, 'optimizer': str, 'lr': 0.0, 'schedule': str, 'clip': 0.0},
+  **{'epochs': 1, 'steps': 0, 'batch': 1, 'rows': 1, 'length': 2, 'questions': 1},
+  **{'prompt_length': 2, 'answer_length': 1, 'until': str, 'chunk': 1},
+}
 IMPROVE = {'instruction': str, 'prompt_length': 2, 'temperature': 0.0}  # the keys of config.improve, if there is one
+SECTIONS = {'improve': IMPROVE, 'inner': INNER}  # that a config may have
 STAGE_KEYS = {
   **{'trains': str, 'rounds': 1, 'batch': 1, 'micro': 0, 'sample_prompts': 1, 'buckets': tuple, 'answers': str},
   **dict.fromkeys(KINDS, Mapping),
   **{'reference': {'role': str, 'max_gap': 0.0, 'rate': 0.0}, 'losses': Mapping, 'replay_batch': 1, 'replay_length': 2},
+}
+INNER_CHOICES = {
+  'documents': tuple(self_edits.DOCUMENTS),
+  'grade': tuple(GRADES),
+  'optimizer': tuple(update.OPTIMIZERS),
+  'schedule': ('constant', 'linear'),
+  'until': ('line', 'end'),
 }
 CHOICES = {
   'model.dtype': ('float32', 'bfloat16'),
@@ -114,7 +130,7 @@ def check(config, devices: int) -> list[str]:
   tree, values = plain(config), flat(config)
   stages = tree['stages'] if isinstance(tree.get('stages'), tuple | list) else ()
   unlisted = [k for k, v in tree.items() if isinstance(v, Mapping) and 'rounds' in v]  # stages left out of the run
-  keys = KEYS | ({'improve': IMPROVE} if 'improve' in tree else {})
+  keys = KEYS | {name: section for name, section in SECTIONS.items() if name in tree}
   out = key_problems(tree, keys, more=(*stages, *unlisted))
   if 'stages' in tree and not stages:
     out.append("config.stages is empty: name at least one stage, as in ('study',).")
@@ -169,9 +185,16 @@ def check(config, devices: int) -> list[str]:
       out.append(f'config.view.transforms={names}: choose from {", ".join(render.TRANSFORMS)}.{near}')
   if len(names) > config.view.anchors:
     out.append(f'config.view.anchors={config.view.anchors} has no room for the {len(names)} of config.view.transforms.')
+  if 'inner' in tree:
+    out += inner_problems(tree['inner'])
   for name in config.stages:
     out += stage_problems(config, name)
-  batches = ['eval.chunk', 'eval.heldout_chunk', *['pairs.chunk'] * bool(config.pairs.size)]
+  batches = [
+    'eval.chunk',
+    'eval.heldout_chunk',
+    *['pairs.chunk'] * bool(config.pairs.size),
+    *['inner.chunk'] * ('inner' in tree),
+  ]
   for name in config.stages:
     replay = ['replay_batch'] if 'replay' in config[name].losses else []
     batches += [f'{name}.{key}' for key in ('batch', 'micro', 'sample_prompts', *replay)]
@@ -190,6 +213,21 @@ def check(config, devices: int) -> list[str]:
           sampler.layout(generator['slots'], s.sample_prompts, size, ways)
       except UserError as error:
         out.append(f'config.{name}.generator.{error}')
+  return out
+
+
+def inner_problems(inner: Mapping) -> list[str]:
+  out = []
+  for key, choices in INNER_CHOICES.items():
+    if (value := inner[key]) not in choices:
+      out.append(f'config.inner.{key}={value!r}: choose one of {", ".join(choices)}.{nearest(value, choices)}')
+  for key, name in (('document', '{line}'), ('question', '{question}')):
+    if name not in inner[key]:
+      out.append(f'config.inner.{key} lacks {name}.')
+  if inner['rank'] and not inner['alpha']:
+    out.append('config.inner.alpha=0 scales the adapters away: rank is a good value.')
+  if inner['optimizer'] == 'muon' and inner['rank']:
+    out.append("config.inner.optimizer 'muon' orthogonalizes whole kernels, and with rank above 0 none is trained.")
   return out
 
 
@@ -282,6 +320,14 @@ def stage_problems(config, name: str) -> list[str]:
   judge = arguments(judges.TABLE, s.judge)
   out += trained_problems(config, name, terms, judge) + draft_problems(config, name, plans, terms)
   frozen = {'base'} if config.teacher.spec == 'policy' else {'base', 'teacher'}
+  if judge['name'] == 'inner_update':
+    if 'inner' not in config:
+      out.append(f"{at}.judge 'inner_update' needs the section config.inner: see configs/seal.py.")
+    if s.buffer.name != 'fresh' and judge['role'] == 'policy':
+      out.append(
+        f"{at}.buffer={s.buffer.name!r} keeps scores of models that the policy no longer is: the judge 'inner_update' "
+        "takes 'fresh'."
+      )
   if judge['name'] in SELF_REWARDS and judge['role'] not in frozen:
     out.append(
       f'{at}.judge.role={judge["role"]!r}: {judge["name"]!r} would reward what the model has just become, and '
@@ -396,6 +442,8 @@ def check_examples(config, examples: Sequence[Example]) -> list[str]:
       judge = arguments(judges.TABLE, s.judge)
       if judge['name'] == 'likelihood_gain':
         needs.setdefault(NEEDS[judge['target']], f'{at}.judge with target={judge["target"]!r}')
+      if judge['name'] == 'inner_update':
+        needs.setdefault('questions', f"{at}.judge 'inner_update'")
       if judge['name'] == 'text' and judge['rule'] in ('exact', 'numeric'):
         needs.setdefault('target', f'{at}.judge with rule={judge["rule"]!r}')
       if judge['name'] == 'tool':
@@ -452,6 +500,12 @@ def check_model(config, model: models.Model) -> list[str]:
   if 'improvement' in e.tasks and 'improve' in config:
     lengths['view.prompt_length + eval.answer_length'] = view.prompt_length + e.answer_length + 1  # an end token
     lengths['improve.prompt_length + eval.answer_length'] = config.improve.prompt_length + e.answer_length
+  if 'inner' in config:
+    inner = config.inner
+    lengths |= {
+      'inner.length': inner.length,
+      'inner.prompt_length + inner.answer_length': inner.prompt_length + inner.answer_length,
+    }
   for name in config.stages:
     s = config[name]
     if 'replay' in s.losses:

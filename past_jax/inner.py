@@ -276,7 +276,8 @@ def runner(*, policy: Policy, tokenizer: Tokenizer, mesh, recipe: Recipe, input_
   def work_of(jobs: Sequence[Job]) -> Work:
     N = len(jobs)
     rows = [list(job.rows[: r.rows]) for job in jobs]
-    ids, lengths, _ = pack_completions([[list(row.ids) for row in some] + [[]] * (r.rows - len(some)) for some in rows], r.length)
+    full = lambda values, filler: values + [filler] * (r.rows - len(values))
+    ids, lengths, _ = pack_completions([full([list(row.ids) for row in some], []) for some in rows], r.length)
     order = np.full((N, r.most_steps, r.batch), -1, np.int32)
     for n, job in enumerate(jobs):
       own = order_of(len(rows[n]), r.batch, epochs_of(job), job.seed)[: r.most_steps]
@@ -285,7 +286,7 @@ def runner(*, policy: Policy, tokenizer: Tokenizer, mesh, recipe: Recipe, input_
       seed_N=np.array([job.seed for job in jobs], np.uint32),
       ids_NxRxL=ids,
       length_NxR=lengths,
-      start_NxR=np.array([[row.start for row in some] + [0] * (r.rows - len(some)) for some in rows], np.int32),
+      start_NxR=np.array([full([row.start for row in some], 0) for some in rows], np.int32),
       order_NxKxb=order,
       lr_N=np.array([r.lr if job.lr is None else job.lr for job in jobs], np.float32),
       steps_N=np.array([steps_of(job) for job in jobs], np.int32),

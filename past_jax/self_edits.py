@@ -109,7 +109,7 @@ def questions_of(tokenizer: Tokenizer, inner: Mapping[str, Any], example: Exampl
 
 
 def rows_of(tokenizer: Tokenizer, inner: Mapping[str, Any], example: Example, lesson: Lesson) -> tuple[Row, ...]:
-  """The rows of a lesson, and the passage, last, if config.inner.passage; texts in the template config.inner.document."""
+  """The rows of a lesson, in the template config.inner.document, and the passage, last, if config.inner.passage."""
 
   def row(read: str, learned: str) -> Row:
     if read:

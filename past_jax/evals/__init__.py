@@ -1,6 +1,7 @@
 """Evaluations: run(params of roles, tick, before) -> (metrics, samples for people); the names of config.eval.tasks."""
 
 from past_jax.evals import accuracy, choices, closed_book, harness, improvement, judge, pairs
+from past_jax.evals import self_edits as self_edits_
 
 TABLE = {
   'accuracy': accuracy.accuracy,
@@ -11,4 +12,5 @@ TABLE = {
   'lm_eval': harness.lm_eval,
   'multiple_choice': choices.multiple_choice,
   'pair_accuracy': pairs.pair_accuracy,
+  'self_edits': self_edits_.self_edits,
 }

@@ -8,6 +8,7 @@ from past_jax.judges.majority import majority
 from past_jax.judges.order import order
 from past_jax.judges.preference import preference
 from past_jax.judges.reward import reward
+from past_jax.judges.rubric import rubric
 from past_jax.judges.text import text
 from past_jax.judges.tool import tool
 
@@ -22,6 +23,7 @@ TABLE = {
   'order': order,
   'reward': reward,
   'inner_update': inner_update,
+  'rubric': rubric,
   'random': random,
   'constant': constant,
 }

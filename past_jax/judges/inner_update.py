@@ -27,7 +27,7 @@ def variance(value_GxS: np.ndarray) -> np.ndarray:
 def inner_update(
   role: str = 'policy',
   seeds: int = 3,
-  reward: Literal['accuracy', 'logp'] = 'accuracy',
+  reward: Literal['accuracy', 'gain', 'logp'] = 'accuracy',
   *,
   policy: Policy,
   tokenizer,
@@ -44,10 +44,11 @@ def inner_update(
 
   Args:
     seeds: inner runs per completion.
-    reward: `accuracy`: mean grade, by config.inner.grade; `logp`: mean log-prob of the expected answers, in nats.
+    reward: `accuracy`: mean grade, by config.inner.grade; `gain`: less that of the model as it is; `logp`: mean
+      log-prob of the expected answers, in nats.
 
-  var_BxG: see `variance`. info: `accuracy` and `answer_logp` whatever the reward, and
-  `gain`, the score less that of the model as it is; and, not one number each, `before` and `after`, the mean grade of
+  var_BxG: see `variance`. info: `accuracy`, `gain` and `answer_logp` whatever the reward;
+  and, not one number each, `before` and `after`, the mean grade of
   every question, and `inner_loss` of every step, NaN beyond a run's end.
 
   Raises:
@@ -85,19 +86,19 @@ def inner_update(
     mean, logp, var, gain = np.full((4, B, G), np.nan, np.float32)
     before, after, losses = (np.full((B, G, n), np.nan, np.float32) for n in (Q, Q, K))
     of_seed = {}  # b -> {g: the value of every seed}
-    value = lambda t: np.mean(t.grades if reward == 'accuracy' else t.logps)
+    value = lambda t: np.mean(t.logps if reward == 'logp' else t.grades)
     for (b, g), n in places.items():
       some, start = tried[n], tried[b][0]
       values = [value(t) for t in some]
       mean[b, g], logp[b, g] = np.mean([t.grades for t in some]), np.mean([t.logps for t in some])
-      gain[b, g] = np.mean(values) - value(start)
+      gain[b, g] = mean[b, g] - np.mean(start.grades)
       of_seed.setdefault(b, {})[g] = values
       before[b, g, : len(start.grades)] = start.grades
       after[b, g, : len(start.grades)] = np.mean([t.grades for t in some], axis=0)
       losses[b, g, : len(some[0].losses)] = np.mean([t.losses for t in some], axis=0)
     for b, values in of_seed.items():
       var[b, list(values)] = variance(np.array(list(values.values())))
-    scores = mean.copy() if reward == 'accuracy' else logp.copy()
+    scores = {'accuracy': mean, 'gain': gain, 'logp': logp}[reward].copy()
     for b, g in failed:
       scores[b, g] = var[b, g] = 0.0
     info = dict(accuracy=mean, answer_logp=logp, gain=gain, before=before, after=after, inner_loss=losses)
