@@ -48,6 +48,7 @@ class Job(NamedTuple):
   seed: int = 0
   lr: float | None = None  # None: that of all runs; the same of epochs
   epochs: int | None = None
+  kept: Sequence[Row] = ()  # with `Recipe.kl`: on these the model is to stay as it is
 
 
 class Outcome(NamedTuple):
@@ -67,6 +68,8 @@ class Work:
   order_NxKxb: Array  # which rows a step takes; -1: none
   lr_N: Array
   steps_N: Array
+  kept_NxCxL: Array
+  kept_length_NxC: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Recipe:
   rows: most of a run; further ones are left out. length: tokens of a row, cut on the right.
   questions: asked at a time. prompt_length, answer_length: tokens. until: an answer ends with its `line`, or its `end`.
   chunk: runs at a time.
+  kl: weight of KL(the model as it is || the run's) in nats per token of `kept` further rows, the same in every step.
   """
 
   rank: int = 8
@@ -99,6 +103,8 @@ class Recipe:
   answer_length: int = 16
   until: str = 'line'
   chunk: int = 64
+  kl: float = 0.0
+  kept: int = 0
 
   @property
   def most_steps(self) -> int:
@@ -177,6 +183,8 @@ def inner_update(policy: Policy, empty: Sequence[int], recipe: Recipe, input_axe
   more = {'input_axes': input_axes} if r.optimizer == 'muon' else {}
   optimizer = OPTIMIZERS[r.optimizer](learning_rate=1.0, clip=r.clip, **more)
 
+  empties = Prompts(np.array([empty or [0]], np.int32), np.array([len(empty)], np.int32))
+
   def begin(params, seed):
     if not r.rank:
       return params
@@ -190,18 +198,31 @@ def inner_update(policy: Policy, empty: Sequence[int], recipe: Recipe, input_axe
     return max(1, LOGITS * shards() // N)
 
   def loss(leaves, params, ids_bxL, length_b, start_b, chunk):
-    prompts = Prompts(jnp.array([empty or [0]], jnp.int32), jnp.array([len(empty)], jnp.int32))
-    logps = group_logps(policy, whole(params, leaves), prompts, ids_bxL[None], length_b[None], chunk=chunk)[0]
+    logps = group_logps(policy, whole(params, leaves), empties, ids_bxL[None], length_b[None], chunk=chunk)[0]
     L = ids_bxL.shape[1]
-    learned = token_mask(prompts, length_b[None], L)[0] & (jnp.arange(L)[None] >= start_b[:, None])
+    learned = token_mask(empties, length_b[None], L)[0] & (jnp.arange(L)[None] >= start_b[:, None])
     return -jnp.where(learned, logps, 0.0).sum() / jnp.maximum(learned.sum(), 1)
+
+  def drift(leaves, params, ids_CxL, length_C):
+    """Mean over the tokens of rows of KL(params || params with leaves), over all of the vocabulary."""
+    rows = empties, ids_CxL[None], length_C[None]
+    logp = lambda model: jax.nn.log_softmax(policy.head(model, policy.groups(model, [rows])[0]))
+    was, now = jax.lax.stop_gradient(logp(params)), logp(whole(params, leaves))
+    kl = (jnp.exp(was) * (was - now)).sum(-1)
+    counted = token_mask(empties, length_C[None], ids_CxL.shape[1])
+    return jnp.where(counted, kl, 0.0).sum() / jnp.maximum(counted.sum(), 1)
+
+  def objective(leaves, params, rows, kept, chunk):
+    value = loss(leaves, params, *rows, chunk)
+    return value + r.kl * drift(leaves, params, *kept) if r.kl else value, value
 
   def step(leaves, moments, work: Work, params, i, chunk):
     """Step i of one run, whose `work` this is; one that has fewer stays as it is."""
     chosen_b = work.order_NxKxb[i]
     length_b = jnp.where(chosen_b < 0, 0, work.length_NxR[chosen_b])
     rows = work.ids_NxRxL[chosen_b], length_b, work.start_NxR[chosen_b]
-    value, grads = jax.value_and_grad(loss)(leaves, params, *rows, chunk)
+    kept = work.kept_NxCxL, work.kept_length_NxC
+    (_, value), grads = jax.value_and_grad(objective, has_aux=True)(leaves, params, rows, kept, chunk)
     updates, moments_ = optimizer.update(grads, moments, leaves)
     rate = work.lr_N * (1 - i / jnp.maximum(work.steps_N, 1) if r.schedule == 'linear' else 1.0)
     leaves_ = optax.apply_updates(leaves, jax.tree.map(lambda u: (u * rate).astype(u.dtype), updates))
@@ -278,6 +299,8 @@ def runner(*, policy: Policy, tokenizer: Tokenizer, mesh, recipe: Recipe, input_
     rows = [list(job.rows[: r.rows]) for job in jobs]
     full = lambda values, filler: values + [filler] * (r.rows - len(values))
     ids, lengths, _ = pack_completions([full([list(row.ids) for row in some], []) for some in rows], r.length)
+    kept, kept_lengths, _ = pack_completions([[list(row.ids) for row in job.kept[: r.kept]] for job in jobs], r.length)
+    short = ((0, 0), (0, r.kept - kept.shape[1]))
     order = np.full((N, r.most_steps, r.batch), -1, np.int32)
     for n, job in enumerate(jobs):
       own = order_of(len(rows[n]), r.batch, epochs_of(job), job.seed)[: r.most_steps]
@@ -290,6 +313,8 @@ def runner(*, policy: Policy, tokenizer: Tokenizer, mesh, recipe: Recipe, input_
       order_NxKxb=order,
       lr_N=np.array([r.lr if job.lr is None else job.lr for job in jobs], np.float32),
       steps_N=np.array([steps_of(job) for job in jobs], np.int32),
+      kept_NxCxL=np.pad(kept, (*short, (0, 0))),
+      kept_length_NxC=np.pad(kept_lengths, short),
     )
 
   def questions_of(jobs: Sequence[Job], start: int):

@@ -434,7 +434,30 @@ def clip(text: str) -> tuple[str, int]:
   return shown, max(len(text) - TEXT_CHARS, 0)
 
 
-def _completion(index: int, c: Mapping) -> dict:
+def _lessons(c: Mapping, questions: Sequence) -> dict:
+  """What an inner run learned: its losses as a small curve, and each question before and after it."""
+  info = {name: c['info'][name] if name in c['info'] else () for name in ('inner_loss', 'before', 'after')}
+  losses, curve = [y for y in info['inner_loss'] if y is not None], None
+  if len(losses) > 1:
+    low, span = min(losses), max(losses) - min(losses) or 1
+    at = lambda x, y: f'{100 * x / (len(losses) - 1):.1f},{21 - 18 * (y - low) / span:.1f}'
+    path = 'M' + 'L'.join(at(*point) for point in thin(list(enumerate(losses))))
+    curve = {'path': path, 'ends': f'{number(losses[0])} → {number(losses[-1])}'}
+  rows = [
+    {
+      'question': clip(question)[0],
+      'answer': clip(answer)[0],
+      'before': number(before),
+      'after': number(after),
+      'change': 'won' if after > before else 'lost' if after < before else '',
+    }
+    for (question, answer), before, after in zip(questions, info['before'], info['after'])
+    if before is not None and after is not None
+  ]
+  return {'curve': curve, 'asked': rows}
+
+
+def _completion(index: int, c: Mapping, questions: Sequence) -> dict:
   labels = ['chosen'] * c['chosen'] + ['rejected'] * c['rejected'] or ['not used']
   return {
     **c,
@@ -442,12 +465,18 @@ def _completion(index: int, c: Mapping) -> dict:
     'labels': labels,
     'clipped': clip(c['text']),
     'score_text': 'abstained' if c['score'] is None else number(c['score']),
-    'details': [(name, '–' if value is None else number(value)) for name, value in c['info'].items()],
+    'details': [
+      (name, '–' if value is None else number(value))
+      for name, value in c['info'].items()
+      if not isinstance(value, list)
+    ],
+    **_lessons(c, questions),
   }
 
 
 def _group(row: Mapping, with_prompt: bool) -> dict:
-  found = [_completion(i, c) for i, c in enumerate(row['completions'])]
+  questions = row['questions'] if 'questions' in row else ()  # runs of an earlier version have none
+  found = [_completion(i, c, questions) for i, c in enumerate(row['completions'])]
   scores = [c['score'] for c in found if c['score'] is not None]
   low, high = (min(scores), max(scores)) if scores else (0.0, 0.0)
   for c in found:
@@ -466,7 +495,8 @@ def _group(row: Mapping, with_prompt: bool) -> dict:
 def _size(group: Mapping) -> int:
   """About how many bytes the template makes of a group."""
   texts = [group['passage'][0], *(group['prompt'] or ('',))[:1], *(c['clipped'][0] for c in group['completions'])]
-  info = sum(70 * len(c['details']) for c in group['completions'])
+  info = sum(70 * len(c['details']) + 900 * bool(c['curve']) for c in group['completions'])
+  info += sum(120 + len(q['question'] + q['answer']) for c in group['completions'] for q in c['asked'])
   return 700 + 420 * len(group['completions']) + info + sum(len(text.encode(errors='replace')) for text in texts)
 
 

@@ -1,7 +1,6 @@
 """Evaluations: run(params of roles, tick, before) -> (metrics, samples for people); the names of config.eval.tasks."""
 
-from past_jax.evals import accuracy, choices, closed_book, harness, improvement, judge, pairs
-from past_jax.evals import self_edits as self_edits_
+from past_jax.evals import accuracy, choices, closed_book, harness, improvement, judge, pairs, self_edits, sequential
 
 TABLE = {
   'accuracy': accuracy.accuracy,
@@ -12,5 +11,7 @@ TABLE = {
   'lm_eval': harness.lm_eval,
   'multiple_choice': choices.multiple_choice,
   'pair_accuracy': pairs.pair_accuracy,
-  'self_edits': self_edits_.self_edits,
+  'continued': self_edits.continued,
+  'sequential': sequential.sequential,
+  'self_edits': self_edits.self_edits,
 }

@@ -16,8 +16,9 @@ from past_jax.types import Prompts
 def closed_book(setting: Setting) -> Evaluation:
   """Greedy answers to the questions that have one; to none, if there are none.
 
-  Metrics: `closed_book/KIND` share answered right (`grading.contains`), `.../questions` their number, `.../n` that of the
-  texts they are about, which is what an interval may count on: questions about one text are right or wrong together.
+  Metrics: `closed_book/KIND` share answered right (`grading.contains`), `.../questions` their number, `.../n` that of
+  the texts they are about, which is what an interval may count on: questions about one text are right or wrong
+  together.
   `.../logp` is the mean log-prob in nats of the expected answer after the question, which moves before any is right.
   """
   policy, tokenizer, mesh, length = setting.policy, setting.tokenizer, setting.mesh, setting.answer_length

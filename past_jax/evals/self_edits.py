@@ -2,35 +2,47 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from past_jax.evals.setting import Evaluation, Setting
+from past_jax.evals.setting import Evaluation, Setting, calls
+from past_jax.inner import Job, runner
 from past_jax.render import prompt_ids, said
-from past_jax.self_edits import DOCUMENTS, Lesson, trials
+from past_jax.self_edits import DOCUMENTS, Lesson, Trial, recipe, rows_of, trials
 from past_jax.types import Example, UserError
 from past_jax.writer import writer
 
+GRADES, LOGPS = Trial._fields.index('grades'), Trial._fields.index('logps')
 ARMS = ('base', 'passage', 'own', 'given')
 
 
-def edits_of(setting: Setting, arms: Sequence[str], length: int, temperature: float, seed: int, stop: Sequence[str]):
-  """Returns edits(params, tick) -> {arm: a text for each example}, of those arms that are trained on one.
+class Notes(NamedTuple):
+  """What the arms are trained on."""
+
+  # (params, tick, numbers of examples, all if None) -> {arm: texts of each}, of the arms that are trained on some
+  write: Callable
+  calls: int
+
+
+def notes(
+  setting: Setting, arms: Sequence[str], *, count: int, length: int, temperature: float, seed: int, stop: Sequence[str]
+) -> Notes:
+  """`count` texts for each example: `own`, sampled after config.view.instruction; `given`, its first given completions.
 
   Raises:
-    UserError: an unknown arm, no section config.inner, an example without questions or, for `given`, without an anchor.
+    UserError: an unknown arm, no section config.inner, an example without questions or, for `given`, without anchors.
   """
-  examples = setting.examples
+  examples, view = setting.examples, setting.view
   if not setting.inner:
-    raise UserError('it needs the section config.inner: see configs/seal.py.')
-  if strange := [arm for arm in arms if arm not in ARMS] or not arms:
-    raise UserError(f'arms={tuple(arms)!r}: choose from {", ".join(ARMS)}.' if strange else '')
-  for field, needed in (('questions', True), ('anchors', 'given' in arms)):
-    if lacking := [e.where or f'row {i}' for i, e in enumerate(examples) if needed and not getattr(e, field)]:
-      raise UserError(f'{lacking[0]} has no {field}, which it needs.')
-  view = setting.view
-  write = writer(
+    raise UserError('the section config.inner is missing: see configs/seal.py.')
+  if not arms or set(arms) - set(ARMS):
+    raise UserError(f'arms={tuple(arms)!r}: choose from {", ".join(ARMS)}.')
+  for field in ('questions', *(['anchors'] if 'given' in arms else [])):
+    if lacking := [e.where or f'row {i}' for i, e in enumerate(examples) if not getattr(e, field)]:
+      raise UserError(f'{len(lacking)} of {len(examples)} rows have no {field}, {lacking[0]} first.')
+  sampled = writer(
     policy=setting.policy,
     tokenizer=setting.tokenizer,
     mesh=setting.mesh,
@@ -40,16 +52,18 @@ def edits_of(setting: Setting, arms: Sequence[str], length: int, temperature: fl
     stop=stop,
   )
 
-  def edits(params, tick) -> dict[str, list[str]]:
-    out = {}
+  def write(params, tick, numbers: Sequence[int] | None = None) -> dict[str, list[list[str]]]:
+    some, out = [examples[i] for i in (range(len(examples)) if numbers is None else numbers)], {}
     if 'own' in arms:
-      asked = [prompt_ids(setting.tokenizer, view['instruction'], e, view['chat']) for e in examples]
-      out['own'] = write(params, jax.random.key(seed), asked, temperature, tick)
+      key = jax.random.key(seed) if numbers is None else jax.random.fold_in(jax.random.key(seed), numbers[0])
+      asked = [prompt_ids(setting.tokenizer, view['instruction'], e, view['chat']) for e in some]
+      flat = sampled(params, key, [ids for ids in asked for _ in range(count)], temperature, tick)
+      out['own'] = [flat[i : i + count] for i in range(0, len(flat), count)]
     if 'given' in arms:
-      out['given'] = [said(e.anchors[0]) for e in examples]
+      out['given'] = [[said(anchor) for anchor in e.anchors[:count]] for e in some]
     return out
 
-  return edits
+  return Notes(write, calls(setting, len(examples) * count) * ('own' in arms))
 
 
 def means(name: str, examples: Sequence[Example], grades, logps) -> dict[str, float]:
@@ -80,7 +94,6 @@ def self_edits(
   temperature: float = 1.0,
   seed: int = 0,
   stop: tuple = (),
-  limit: int = 0,
 ) -> Evaluation:
   """After training on one passage at a time, in inner runs as config.inner says; the passage is not in view.
 
@@ -90,38 +103,97 @@ def self_edits(
   Metrics of each arm, `self_edits/ARM/...`: see `means`; `chars`, the mean length of what was written.
 
   Args:
-    seeds: inner runs per arm and passage. temperature, length, stop: of what is written. limit: passages; 0: all.
+    seeds: inner runs per arm and passage. temperature, length, stop: of what is written.
 
   Raises:
-    UserError: as `edits_of`.
+    UserError: as `notes`.
   """
-  setting = setting._replace(examples=list(setting.examples)[: limit or None])
-  edits, inner, examples = edits_of(setting, arms, length, temperature, seed, stop), setting.inner, setting.examples
-  read = DOCUMENTS[inner['documents']]
-  options = dict(policy=setting.policy, tokenizer=setting.tokenizer, mesh=setting.mesh, input_axes=setting.input_axes)
-  attempt = trials(**options, inner=inner)
+  made = notes(setting, arms, count=1, length=length, temperature=temperature, seed=seed, stop=stop)
+  inner, examples = setting.inner, setting.examples
+  read, attempt = DOCUMENTS[inner['documents']], trials_of(setting)
 
   def run(params, tick: Callable = lambda x: x, before=()):
     del before
-    written = edits(params, tick)
+    written = made.write(params, tick)
     lessons = {'base': [None] * len(examples), 'passage': [Lesson()] * len(examples)}
-    lessons |= {arm: [read(text, e) for text, e in zip(texts, examples)] for arm, texts in written.items()}
-    metrics, samples, tried = {}, [], {}
+    lessons |= {arm: [read(text, e) for (text,), e in zip(texts, examples)] for arm, texts in written.items()}
+    metrics, samples = {}, []
     for arm in arms:
-      tried[arm] = attempt(params, list(zip(examples, lessons[arm])), range(seeds), tick)
-      grades = [np.mean([t.grades for t in own], axis=0) for own in tried[arm]]
-      logps = [np.mean([t.logps for t in own], axis=0) for own in tried[arm]]
+      tried = attempt(params, list(zip(examples, lessons[arm])), range(seeds), tick)
+      grades, logps = ([np.mean([t[i] for t in own], axis=0) for own in tried] for i in (GRADES, LOGPS))
       metrics |= means(f'self_edits/{arm}', examples, grades, logps)
+      samples += shown(f'self_edits/{arm}', examples, [own[0] for own in tried])
       if arm in written:
-        metrics[f'self_edits/{arm}/chars'] = float(np.mean([len(text) for text in written[arm]]))
-      for i, example in enumerate(examples):
-        for q, question in enumerate(example.questions):
-          first = tried[arm][i][0]
-          shown = dict(question=question.question, answer=question.answer, output=first.answers[q])
-          samples.append({'kind': f'self_edits/{arm}', **shown, 'correct': first.grades[q] == 1})
-    metrics['self_edits/n'] = len(examples)
-    metrics['self_edits/questions'] = sum(len(e.questions) for e in examples)
-    return metrics, samples
+        metrics[f'self_edits/{arm}/chars'] = float(np.mean([len(text) for (text,) in written[arm]]))
+    return metrics | counts('self_edits', examples), samples
 
-  chunks = sum(-(-len(examples) * (1 if arm == 'base' else seeds) // inner['chunk']) for arm in arms)
-  return Evaluation(run, 2 * chunks + -(-len(examples) // setting.chunk) * ('own' in arms))
+  runs = sum(-(-len(examples) * (1 if arm == 'base' else seeds) // inner['chunk']) for arm in arms)
+  return Evaluation(run, 2 * runs + made.calls)
+
+
+def continued(
+  setting: Setting,
+  *,
+  arms: tuple = ARMS[:3],
+  edits: int = 5,
+  lr: float = 1e-3,
+  epochs: int = 3,
+  batch: int = 8,
+  rank: int = 32,
+  alpha: float = 64.0,
+  length: int = 256,
+  temperature: float = 1.0,
+  seed: int = 0,
+  stop: tuple = (),
+) -> Evaluation:
+  """After training on all passages in one run, each arm the same way: continued pretraining.
+
+  Arms and metrics, `continued/ARM/...`, are those of `self_edits`; a note is one row, and there are `edits` of them for
+  a passage. `continued/ARM/steps` and `/tokens` are what it was trained with: they differ between arms.
+
+  Args:
+    lr, epochs, batch, rank, alpha: of this run, instead of config.inner's; rank 0 trains all parameters.
+
+  Raises:
+    UserError: as `notes`.
+  """
+  made = notes(setting, arms, count=edits, length=length, temperature=temperature, seed=seed, stop=stop)
+  inner, examples, tokenizer = setting.inner, setting.examples, setting.tokenizer
+  own = dict(lr=lr, epochs=epochs, batch=batch, rank=rank, alpha=alpha, steps=0)
+  shape = recipe(inner, **own, rows=len(examples) * (edits + 1))
+  options = dict(policy=setting.policy, tokenizer=tokenizer, mesh=setting.mesh, input_axes=setting.input_axes)
+  learn, attempt = runner(**options, recipe=shape).learn, trials_of(setting)
+
+  def run(params, tick: Callable = lambda x: x, before=()):
+    del before
+    written, metrics, samples = made.write(params, tick), {}, []
+    for arm in arms:
+      texts = written[arm] if arm in written else [[] for _ in examples]
+      lessons = [Lesson([('', text.strip()) for text in some if text.strip()]) for some in texts]
+      rows = [row for e, lesson in zip(examples, lessons) for row in rows_of(tokenizer, inner, e, lesson)]
+      learned, losses = (params, []) if arm == 'base' else learn(params, Job(rows, seed=seed), tick)
+      tried = [t for (t,) in attempt(learned, [(e, None) for e in examples], (seed,), tick)]
+      metrics |= means(f'continued/{arm}', examples, [t.grades for t in tried], [t.logps for t in tried])
+      metrics[f'continued/{arm}/steps'] = len(losses)
+      metrics[f'continued/{arm}/tokens'] = epochs * sum(min(len(row.ids), shape.length) for row in rows) * bool(losses)
+      samples += shown(f'continued/{arm}', examples, tried)
+    return metrics | counts('continued', examples), samples
+
+  return Evaluation(run, made.calls + len(arms) * (1 + 2 * -(-len(examples) // inner['chunk'])))
+
+
+def trials_of(setting: Setting) -> Callable:
+  options = dict(policy=setting.policy, tokenizer=setting.tokenizer, mesh=setting.mesh, input_axes=setting.input_axes)
+  return trials(**options, inner=setting.inner)
+
+
+def shown(kind: str, examples: Sequence[Example], tried: Sequence[Trial]) -> list[dict]:
+  return [
+    dict(kind=kind, question=q.question, answer=q.answer, output=output, correct=grade == 1)
+    for example, trial in zip(examples, tried)
+    for q, output, grade in zip(example.questions, trial.answers, trial.grades)
+  ]
+
+
+def counts(name: str, examples: Sequence[Example]) -> dict[str, float]:
+  return {f'{name}/n': len(examples), f'{name}/questions': sum(len(e.questions) for e in examples)}
