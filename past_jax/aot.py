@@ -201,9 +201,10 @@ class Stage:
       yield Program(
         'sampler gap', lambda: c.logps.lower(self.roles[role], *whole), self.beside(role), (f'{at}.batch={ways}',)
       )
-    if c.judge.lower is not None:
+    chunk = f'config.inner.chunk={ways}' if s.judge.name == 'inner_update' else f'{at}.judge.chunk={ways}'
+    for name, lower in c.judge.lower.items():
       role = arguments(judges.TABLE, s.judge)['role']
-      yield Program('judge', lambda: c.judge.lower(self.roles, group), self.beside(role), (f'{at}.judge.chunk={ways}',))
+      yield Program(name, functools.partial(lower, self.roles, group), self.beside(role), (chunk,))
     scored = {r.role for r in (stage.reference, stage.old) if r.mode(float('inf')) == 'score'}
     if scored:  # one program: all roles have the policy's shape
       one, of = self.batch(self.collected(group), stage.reference.chunk), self.roles[min(scored)]

@@ -8,7 +8,7 @@ seed, moments, learning rate and number of steps, and comes out as it would alon
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -269,10 +269,12 @@ def inner_update(policy: Policy, empty: Sequence[int], recipe: Recipe, input_axe
 class Runner(NamedTuple):
   """run   (params, jobs, tick) -> an `Outcome` for each
   learn (params, job, tick) -> (params of the model after it, losses)
+  lower name -> (params, or their shapes) -> a program of a whole chunk, lowered
   """
 
   run: Callable[..., list[Outcome]]
   learn: Callable
+  lower: Mapping[str, Callable]
 
 
 def runner(*, policy: Policy, tokenizer: Tokenizer, mesh, recipe: Recipe, input_axes) -> Runner:
@@ -369,4 +371,11 @@ def runner(*, policy: Policy, tokenizer: Tokenizer, mesh, recipe: Recipe, input_
     leaves, losses = tick(program.fit(params, put_batch(mesh, work_of([job] + [Job()] * (ways - 1)))))
     return program.merge(params, leaves, 0), host(losses)[0, : steps_of(job)].tolist()
 
-  return Runner(run, learn)
+  def lower_fit(params):
+    return program.fit.lower(params, work_of([Job()] * r.chunk))
+
+  def lower_ask(params):
+    leaves, _ = jax.eval_shape(program.fit, params, work_of([Job()] * r.chunk))
+    return program.ask.lower(params, leaves, *questions_of([Job()] * r.chunk, 0))
+
+  return Runner(run, learn, {'train': lower_fit, 'ask': lower_ask})

@@ -68,6 +68,7 @@ def trials(
   """Returns attempt(params, [(example, lesson), ...], seeds, tick) -> for each of them a `Trial` of every seed.
 
   A lesson of None is not trained on: the model as it is answers, once for all seeds. What is the same is run once.
+  `attempt.lower` are the programs: name -> (params) -> lowered.
 
   Args:
     inner: config.inner. changed: keys of its `Recipe` that are others here.
@@ -79,7 +80,7 @@ def trials(
     raise UserError(f'config.inner.grade={inner["grade"]!r}: choose one of {", ".join(GRADES)}.')
   grade = GRADES[inner['grade']]
   made = recipe(inner, **changed)
-  runs = runner(policy=policy, tokenizer=tokenizer, mesh=mesh, recipe=made, input_axes=input_axes).run
+  inner_runs = runner(policy=policy, tokenizer=tokenizer, mesh=mesh, recipe=made, input_axes=input_axes)
 
   def attempt(params, wanted: Sequence[tuple[Example, Lesson | None]], seeds: Sequence[int], tick=lambda x: x):
     jobs, places = {}, []  # job -> its number
@@ -91,7 +92,7 @@ def trials(
         rows = rows_of(tokenizer, inner, example, lesson)
         made = [Job(rows, asked, seed, lesson.lr, lesson.epochs) for seed in seeds]
       places.append([jobs.setdefault(job, len(jobs)) for job in made])
-    outcomes = runs(params, list(jobs), tick)
+    outcomes = inner_runs.run(params, list(jobs), tick)
     return [[trial(example, outcomes[n]) for n in numbers] for (example, _), numbers in zip(wanted, places)]
 
   def trial(example: Example, outcome) -> Trial:
@@ -99,6 +100,7 @@ def trials(
     grades = [grade(text, q.answer) for text, q in zip(answers, example.questions)]
     return Trial(answers, grades, outcome.logps, outcome.losses)
 
+  attempt.lower = inner_runs.lower
   return attempt
 
 

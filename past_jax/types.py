@@ -214,13 +214,13 @@ class Judge(NamedTuple):
   One that learns has its weights in the role `judge`, which a stage with `trains='judge'` updates.
 
   With `on_host` it asks nothing of a device and sees no weights: each host scores its own prompts.
-  lower: (weights, group) -> its program for a group of these shapes, lowered; None: it has none.
+  lower: name -> (weights, group) -> a program of it for a group of these shapes, lowered; {}: it has none.
   """
 
   score: Callable[..., Judgement]
   on_current_policy: bool = False
   on_host: bool = False
-  lower: Callable | None = None
+  lower: Mapping[str, Callable] = {}
 
 
 class Update(NamedTuple):

@@ -106,4 +106,5 @@ def inner_update(
       jnp.asarray(scores), jnp.asarray(np.nan_to_num(var)), info={name: jnp.asarray(x) for name, x in info.items()}
     )
 
-  return Judge(score, on_current_policy=True)
+  lower = {f'judge: {name}': lambda weights, group, of=of: of(weights[role]) for name, of in attempt.lower.items()}
+  return Judge(score, on_current_policy=role == 'policy', lower=lower)

@@ -44,4 +44,4 @@ def _judge(role, chunk, policy, per_token):
     found = total / np.maximum(tokens, 1) if per_token else total
     return Judgement(jnp.asarray(found, jnp.float32), info={'logp': jnp.asarray(total, jnp.float32)})
 
-  return Judge(score, lower=lower)
+  return Judge(score, lower={'judge': lower})

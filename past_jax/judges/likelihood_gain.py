@@ -106,4 +106,4 @@ def likelihood_gain(
   def lower(weights, group):
     return score_rows.lower(weights[role], len(bos) + group.ids_BxGxT.shape[2] + len(join), 1, target_length)
 
-  return Judge(score, lower=lower)
+  return Judge(score, lower={'judge': lower})

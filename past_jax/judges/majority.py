@@ -80,4 +80,4 @@ def majority(
     return Judgement(out_BxG, info=info)
 
   count = weight == 'count'
-  return Judge(score, on_host=count, lower=None if count else likely.lower)
+  return Judge(score, on_host=count, lower={} if count else likely.lower)

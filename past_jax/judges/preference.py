@@ -105,4 +105,4 @@ def preference(
   def lower(weights, group):
     return score_rows.lower(weights[role], prompt_length, 2, max(map(len, answers)))
 
-  return Judge(score, lower=lower)
+  return Judge(score, lower={'judge': lower})

@@ -44,4 +44,4 @@ def reward(
     found = jnp.asarray(of(group.ids_BxGxT.shape[1])(weights[role], prompts, group.ids_BxGxT, group.length_BxG))
     return Judgement(jnp.where(group.length_BxG > 0, found, jnp.nan))
 
-  return Judge(score, lower=lower)
+  return Judge(score, lower={'judge': lower})

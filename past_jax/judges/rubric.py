@@ -76,4 +76,4 @@ def rubric(
   def lower(weights, group):
     return score_rows.lower(weights[role], prompt_length, len(answers), max(map(len, answers)))
 
-  return Judge(score, lower=lower)
+  return Judge(score, lower={'judge': lower})
