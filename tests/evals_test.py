@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from past_jax.evals.closed_book import closed_book
-from past_jax.grading import contains
 from past_jax.evals.perplexity import perplexity
 from past_jax.evals.setting import Setting
+from past_jax.grading import contains
 from past_jax.types import Question
 
 

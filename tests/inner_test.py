@@ -73,7 +73,7 @@ def test_many_runs_at_once_are_each_alone(policy, params, one_device, rank):
   )  # Adam divides by gradients, however small: roundings grow
   together = made(policy, one_device, **changed).run(params, JOBS)
   alone = made(policy, one_device, chunk=1, **changed).run
-  alike(together, [alone(params, [one])[0] for one in JOBS])
+  alike(together, [alone(params, [one])[0] for one in JOBS], 1e-3)
   assert [len(t.losses) for t in together[:4]] == [3, 3, 3, 3] and len(together[6].losses) == 6
   assert len(together[9].losses) == 2 and together[11].losses == []
   assert all(t.losses[-1] < t.losses[0] for t in together[:9])

@@ -127,8 +127,8 @@ def self_edits(
         metrics[f'self_edits/{arm}/chars'] = float(np.mean([len(text) for (text,) in written[arm]]))
     return metrics | counts('self_edits', examples), samples
 
-  runs = sum(-(-len(examples) * (1 if arm == 'base' else seeds) // inner['chunk']) for arm in arms)
-  return Evaluation(run, 2 * runs + made.calls)
+  runs = sum(run_calls(setting, len(examples) * (1 if arm == 'base' else seeds)) for arm in arms)
+  return Evaluation(run, made.calls + runs)
 
 
 def continued(
@@ -179,7 +179,14 @@ def continued(
       samples += shown(f'continued/{arm}', examples, tried)
     return metrics | counts('continued', examples), samples
 
-  return Evaluation(run, made.calls + len(arms) * (1 + 2 * -(-len(examples) // inner['chunk'])))
+  each = run_calls(setting, len(examples))
+  return Evaluation(run, made.calls + sum(each + (arm != 'base') for arm in arms))
+
+
+def run_calls(setting: Setting, runs: int) -> int:
+  """Device calls of so many inner runs: each chunk is trained once, and asked a few questions at a time."""
+  most = max(len(e.questions) for e in setting.examples)
+  return -(-runs // setting.inner['chunk']) * (1 + -(-most // setting.inner['questions']))
 
 
 def trials_of(setting: Setting) -> Callable:

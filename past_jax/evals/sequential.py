@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from past_jax.data.worlds.general import general
-from past_jax.evals.self_edits import notes, trials_of
+from past_jax.evals.self_edits import notes, run_calls, trials_of
 from past_jax.evals.setting import Evaluation, Setting
 from past_jax.inner import Job, Row, runner
 from past_jax.mesh import batch_ways
@@ -104,5 +104,5 @@ def sequential(
       }
     return metrics | {'sequential/n': sequences}, []
 
-  each = 2 * -(-passages // inner['chunk'])
+  each = run_calls(setting, passages)
   return Evaluation(run, len(arms) * sequences * (each + passages * (each + 1 + (edits == 'own'))))
