@@ -119,6 +119,15 @@ JUDGES = {
   'preference': lambda: TABLE['preference'](
     role='judge', template='{text}|{a}|{b}', prompt_length=64, **MODEL, tokenizer=TOKENIZER
   ),
+  'rubric': lambda: TABLE['rubric'](
+    role='judge',
+    template='{text}|{completion}|{criterion}',
+    criteria=('use', 'truth'),
+    marks=(' 1', ' 2', ' 9'),
+    prompt_length=64,
+    **MODEL,
+    tokenizer=TOKENIZER,
+  ),
   'tool': lambda: TABLE['tool'](rule='last_number', tokenizer=TOKENIZER),
   'order': lambda: of_given(TABLE['order']()),
   'random': lambda: TABLE['random'](),
@@ -132,7 +141,10 @@ def of_given(judge):
 
 
 def test_every_judge_of_the_table_is_in_the_battery():
-  assert {name.split()[0] for name in JUDGES} == set(TABLE) - {'reward'}  # tests/trained_judge_test.py
+  assert {name.split()[0] for name in JUDGES} == set(TABLE) - {
+    'reward',
+    'inner_update',
+  }  # trained_judge_test.py, self_edits_test.py
 
 
 @pytest.fixture(scope='module')
@@ -564,3 +576,29 @@ def test_constant_is_the_same_jitted():
   np.testing.assert_array_equal(
     jax.jit(lambda g: judge.score({}, KEY, g, None).score_BxG)(group), np.full((3, 4), 0.25)
   )
+
+
+def test_rubric_is_the_expected_mark(scored):
+  group, _, judgement = scored('rubric')
+  marks = [TOKENIZER.encode(mark) for mark in (' 1', ' 2', ' 9')]
+  for b, row in enumerate(COMPLETIONS):
+    for g, text in enumerate(row):
+      if not text:
+        assert np.isnan(judgement.score_BxG[b, g])
+        continue
+      expected = []
+      for name in ('use', 'truth'):
+        prompt = TOKENIZER.plain(f'{EXAMPLES[b].text}|{text}|{name}')
+        p = np.exp([oracle(prompt, ids, JUDGE_VxV).sum() for ids in marks])
+        expected.append((p @ [1, 2, 3]) / p.sum())
+        np.testing.assert_allclose(judgement.info[name][b, g], expected[-1], rtol=1e-4)
+      np.testing.assert_allclose(judgement.score_BxG[b, g], np.mean(expected), rtol=1e-4)
+
+
+def test_a_rubric_names_what_is_missing():
+  make = lambda **keys: TABLE['rubric'](**MODEL, tokenizer=TOKENIZER, **keys)
+  with pytest.raises(UserError, match='judge.template lacks {criterion}'):
+    make(template='{completion}')
+  for keys in (dict(marks=(' 1',)), dict(marks=(' 1', ' 1')), dict(criteria=())):
+    with pytest.raises(UserError, match='judge.marks are two or more different texts'):
+      make(**keys)

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / 'past_jax'
-LEAVES = {'types', 'answers', 'functions', 'text', 'mesh', 'lora', 'logps', 'scores', 'sampler', 'buckets'}
+LEAVES = {'types', 'answers', 'functions', 'grading', 'text', 'mesh', 'lora', 'logps', 'scores', 'sampler', 'buckets'}
 # module -> what of this package it may import; a name covers what is below it
 MAY = {
   'types': set(),
@@ -13,6 +13,9 @@ MAY = {
   'chips': {'types'},
   'answers': {'types'},
   'functions': {'types'},
+  'grading': set(),
+  'inner': LEAVES | {'update'},
+  'self_edits': LEAVES | {'inner', 'render'},
   'text': {'types'},
   'mesh': {'types'},
   'lora': {'types'},
@@ -38,10 +41,10 @@ MAY = {
   'render': {'types', 'text', 'transforms'},
   'models': LEAVES | {'models'},
   'data': {'types', 'data'},
-  'evals': LEAVES | {'render', 'data', 'evals', 'writer'},
+  'evals': LEAVES | {'render', 'data', 'evals', 'writer', 'inner', 'self_edits'},
   'generators': LEAVES,
   'tools': {'types', 'answers', 'tools'},
-  'judges': LEAVES | {'judges', 'answers', 'tools'},
+  'judges': LEAVES | {'judges', 'answers', 'tools', 'render', 'self_edits'},
   'selects': LEAVES,
   'losses': LEAVES | {'losses'},
   'tabular': LEAVES | {'losses', 'tabular'},
