@@ -57,7 +57,7 @@ def puzzles(
   """
   odd = pick_split(split, SPLITS)
   _check('puzzles', count, colours, side, pairs, tests)
-  seed, rules, fits = own_seed(seed, split), _rules(colours), lambda grid: grid.sum() % 2 == odd
+  seed, rules, fits = own_seed(seed, split), every_rule(colours), lambda grid: grid.sum() % 2 == odd
   examples = []
   for i in range(count):
     task = _task(rules[1 + odd :: 3], (side, pairs, tests), fits, seed, i, 81)
@@ -87,7 +87,7 @@ def solved(
   _check('solved', count, colours, side, pairs, 1)
   if not 0 <= choices <= 1:
     raise UserError(f'world:solved with choices={choices}: a share between 0 and 1')
-  seed, rules = own_seed(seed, split), _rules(colours)
+  seed, rules = own_seed(seed, split), every_rule(colours)
   examples = []
   for i in range(count):
     luck, pick = dice(seed, i, 84)
@@ -110,7 +110,7 @@ def _check(world: str, count: int, colours: int, side: int, pairs: int, tests: i
     )
 
 
-def _rules(colours: int) -> list[Rule]:
+def every_rule(colours: int) -> list[Rule]:
   """All of them, in an order that depends on nothing else. Of each 0 becomes another colour."""
   every = [c for c in itertools.permutations(range(colours)) if c[0]]
   return shuffled([Rule(c, turned) for c in every for turned in (False, True)], colours, 83)
