@@ -92,13 +92,16 @@ SIZES = (enlarged(2, 2), enlarged(2, 1), enlarged(1, 2), framed(0))
 REPEATS = (tiled(1, 2), tiled(2, 1), tiled(2, 2))
 
 
-def augmentations(flags: Sequence[str], seed: int) -> list[Augmentation]:
-  """What the flags stand for; without any, SAME alone, which is always the first.
+def augmentations(flags: Sequence[str], seed: int, colours: Sequence[int] = range(COLOURS)) -> list[Augmentation]:
+  """What the flags stand for; SAME is always the first, and without flags the only one.
 
-  basic: MOVES. size: SIZES. repeat: REPEATS. chain: each of MOVES, with the colours permuted as the seed says. Nothing
-  is shifted: what falls off a grid does not come back, and what comes in again on the other side is another object.
+  basic: MOVES. size: SIZES. repeat: REPEATS. chain: each of MOVES, with `colours` permuted among each other as the seed
+  says. Nothing is shifted: what falls off a grid does not come back, and what comes in again on the other side is
+  another object.
   """
-  chains = [chained(move, recoloured(permutation(COLOURS, seed, i))) for i, move in enumerate(MOVES)]
+  permuted = np.tile(np.arange(COLOURS), (len(MOVES), 1))
+  permuted[:, list(colours)] = [np.asarray(colours)[permutation(len(colours), seed, i)] for i in range(len(MOVES))]
+  chains = [chained(move, recoloured(to)) for move, to in zip(MOVES, permuted)]
   table = {'basic': MOVES, 'size': SIZES, 'chain': chains, 'repeat': REPEATS}
   return [SAME, *itertools.chain.from_iterable(table[flag] for flag in flags)]
 
@@ -119,11 +122,11 @@ def leave_one_out(task: Task) -> list[Task]:
 def augmented(task: Task, flags: Sequence[str], seed: int) -> list[Task]:
   """The tasks to train on at test time (arXiv 2411.07279): leave-one-out, each seen through each augmentation.
 
-  Augmentation by augmentation, SAME first. Demonstrations stand in an order of the seed's. Tasks that an augmentation
-  makes larger than a grid may be are left out.
+  Augmentation by augmentation, SAME first. Demonstrations stand in an order of the seed's, and colours are permuted that
+  the demonstrations have. Tasks that an augmentation makes larger than a grid may be are left out.
   """
-  tasks = []
-  for i, augmentation in enumerate(augmentations(flags, seed)):
+  tasks, colours = [], sorted({int(colour) for pair in task.train for grid in pair for colour in np.unique(grid)})
+  for i, augmentation in enumerate(augmentations(flags, seed, colours)):
     for j, part in enumerate(leave_one_out(task)):
       order = permutation(len(part.train), seed, i, j)
       new = seen_through(part._replace(train=tuple(part.train[k] for k in order)), augmentation)
