@@ -122,8 +122,8 @@ def leave_one_out(task: Task) -> list[Task]:
 def augmented(task: Task, flags: Sequence[str], seed: int) -> list[Task]:
   """The tasks to train on at test time (arXiv 2411.07279): leave-one-out, each seen through each augmentation.
 
-  Augmentation by augmentation, SAME first. Demonstrations stand in an order of the seed's, and colours are permuted that
-  the demonstrations have. Tasks that an augmentation makes larger than a grid may be are left out.
+  Augmentation by augmentation, SAME first. Demonstrations stand in an order of the seed's, and the colours permuted are
+  those that they have. Tasks that an augmentation makes larger than a grid may be are left out.
   """
   tasks, colours = [], sorted({int(colour) for pair in task.train for grid in pair for colour in np.unique(grid)})
   for i, augmentation in enumerate(augmentations(flags, seed, colours)):

@@ -154,7 +154,7 @@ def keeps(rule, augmentation, grids):
 
 @pytest.mark.parametrize(('flag', 'kept'), [('basic', 7), ('repeat', 3), ('size', 3), ('chain', 0)])
 def test_which_flags_keep_the_rule_of_a_puzzle(flag, kept):
-  """All of a puzzle's rules are kept by basic and repeat, none by a frame, and by permuted colours as chance has it."""
+  """Every rule is kept by basic, by repeat and by all of size but the frame; by permuted colours as chance has it."""
   grids = np.random.RandomState(1).randint(0, 4, (5, 3, 3))
   every = aug.augmentations((flag,), 2, range(4))[1:]
   counts = [sum(keeps(rule, augmentation, grids) for augmentation in every) for rule in every_rule(4)]
