@@ -149,7 +149,8 @@ def test_no_task_becomes_larger_than_a_grid_may_be():
 
 def keeps(rule, augmentation, grids):
   """Whether the pairs of a rule are, augmented, pairs of the same rule."""
-  return all(np.array_equal(rule(augmentation.forward(g)), augmentation.forward(rule(g))) for g in grids)
+  rule = np.array(rule)
+  return all(np.array_equal(rule[augmentation.forward(g)], augmentation.forward(rule[g])) for g in grids)
 
 
 @pytest.mark.parametrize(('flag', 'kept'), [('basic', 7), ('repeat', 3), ('size', 3), ('chain', 0)])
@@ -158,7 +159,7 @@ def test_which_flags_keep_the_rule_of_a_puzzle(flag, kept):
   grids = np.random.RandomState(1).randint(0, 4, (5, 3, 3))
   every = aug.augmentations((flag,), 2, range(4))[1:]
   counts = [sum(keeps(rule, augmentation, grids) for augmentation in every) for rule in every_rule(4)]
-  assert len(counts) == 36 and (np.mean(counts) < 1 if flag == 'chain' else set(counts) == {kept})
+  assert len(counts) == 18 and (np.mean(counts) < 2 if flag == 'chain' else set(counts) == {kept})
 
 
 def test_augmented_puzzles_teach_what_their_demonstrations_do():

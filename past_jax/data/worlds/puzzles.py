@@ -1,13 +1,12 @@
 """Small puzzles on grids, of which only some augmentations keep the rule; and solved ones of other rules.
 
-The rule of a puzzle gives every colour another one, and half of the rules turn the grid by 180 degrees as well. Turns,
-flips and tiles leave such a rule as it is (`basic`, `repeat`): they multiply what there is to learn from. A frame of
-colour 0 (`size`) says that 0 stays 0, which it never does, and permuted colours (`chain`) are another rule.
+The rule of a puzzle permutes the colours. Turns, flips and tiles leave it as it is (`basic`, `repeat`): they multiply
+what there is to learn from. A frame of colour 0 (`size`) says that 0 stays 0, which it never does, and permuted colours
+(`chain`) are another rule.
 """
 
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
@@ -22,12 +21,7 @@ EPOCHS = (1, 2, 4, 8, 16)
 LUCK = 1024  # numbers drawn for a puzzle
 
 
-class Rule(NamedTuple):
-  colours: tuple[int, ...]  # of each colour the one that it becomes
-  turned: bool  # by 180 degrees
-
-  def __call__(self, grid: Grid) -> Grid:
-    return np.asarray(self.colours)[np.rot90(grid, 2) if self.turned else grid]
+Rule = tuple[int, ...]  # of each colour the one that it becomes
 
 
 def puzzles(
@@ -42,9 +36,9 @@ def puzzles(
 ) -> World:
   """`count` puzzles of `pairs` demonstrations; a question, '120/011/201>', is a test input alone, its answer a grid.
 
-  No question says which rule is meant, so who has not learnt from the demonstrations can only guess: exactly one rule
-  fits them, and they have every colour. The rules of 'tune', 'final' and `solved` are three parts of all, and inputs of
-  'tune' have an even sum of digits, the others an odd one.
+  No question says which rule is meant, so who has not learnt from the demonstrations can only guess: they have every
+  colour, so that one rule fits them. The rules of 'tune', 'final' and `solved` are three parts of all, and test inputs
+  of 'tune' have an even sum of digits, those of 'final' an odd one.
 
   Args:
     colours: 3 to 6, digits from 0.
@@ -112,12 +106,11 @@ def _check(world: str, count: int, colours: int, side: int, pairs: int, tests: i
 
 def every_rule(colours: int) -> list[Rule]:
   """All of them, in an order that depends on nothing else. Of each 0 becomes another colour."""
-  every = [c for c in itertools.permutations(range(colours)) if c[0]]
-  return shuffled([Rule(c, turned) for c in every for turned in (False, True)], colours, 83)
+  return shuffled([rule for rule in itertools.permutations(range(colours)) if rule[0]], colours, 83)
 
 
 def _task(mine: list[Rule], sizes: tuple[int, int, int], fits: Callable[[Grid], bool], *seeds: int) -> Task:
-  """A puzzle of one of the rules `mine`, no two inputs alike, whose demonstrations no other rule explains.
+  """A puzzle of one of the rules `mine`, no two inputs alike, whose demonstrations have every colour.
 
   Args:
     sizes: side of the grids, demonstrations, tests.
@@ -126,18 +119,11 @@ def _task(mine: list[Rule], sizes: tuple[int, int, int], fits: Callable[[Grid], 
   side, pairs, tests = sizes
   for draw in itertools.count():
     _, pick = dice(*seeds, draw, size=LUCK)
-    rule = pick(mine)
-    colours = range(len(rule.colours))
-    drawn = [np.array([[pick(colours) for _ in range(side)] for _ in range(side)]) for _ in range(pairs + 3 * tests)]
+    rule = np.array(pick(mine))
+    cells = [pick(range(len(rule))) for _ in range((pairs + 3 * tests) * side * side)]
+    drawn = list(np.array(cells).reshape(-1, side, side))
     inputs = drawn[:pairs] + [grid for grid in drawn[pairs:] if fits(grid)][:tests]
-    made = [Pair(grid, rule(grid)) for grid in inputs]
     distinct = len({grid.tobytes() for grid in inputs}) == pairs + tests
-    complete = len(np.unique(inputs[:pairs])) == len(colours)
-    if distinct and complete and not _explains(not rule.turned, made[:pairs]):
-      return Task(tuple(made[:pairs]), tuple(made[pairs:]))
-
-
-def _explains(turned: bool, pairs: list[Pair]) -> bool:
-  """Whether each colour becomes one colour, if the inputs are turned or not."""
-  seen = {cells for a, b in pairs for cells in zip(np.rot90(a, 2 * turned).flat, b.flat)}
-  return len(seen) == len({before for before, _ in seen})
+    if distinct and len(np.unique(inputs[:pairs])) == len(rule):
+      made = tuple(Pair(grid, rule[grid]) for grid in inputs)
+      return Task(made[:pairs], made[pairs:])
