@@ -342,7 +342,7 @@ def test_world_is_a_source():
 @pytest.mark.parametrize(
   'source, world, message',
   [
-    ('world:towns', {'count': 5, 'seed': 1}, "unknown world 'world:towns': there is world:arithmetic, "),
+    ('world:towns', {'count': 5, 'seed': 1}, "unknown world 'world:towns': there is world:arc, "),
     ('world:people', None, 'world:people takes count, seed, relations, split, not'),
     ('world:people', {'count': 5, 'sed': 1}, "unexpected keyword argument 'sed'"),
     ('world:people', {'count': 5000, 'seed': 1}, 'there are 1 to 640 distinct people'),

@@ -12,6 +12,18 @@ from past_jax.data.worlds.biographies import SENTENCES
 from past_jax.data.worlds.reversal import ASKED, CORES, MOST_TEMPLATES, OPENERS, statement
 from past_jax.types import Example, UserError
 
+NAMELESS = {
+  'arc',
+  'arithmetic',
+  'chains',
+  'edits',
+  'guidance',
+  'instructions',
+  'notes',
+  'preferences',
+  'puzzles',
+  'solved',
+}
 NAMES = sorted(set(TABLE) - {'reasoning'})  # needs a package: tests/reasoning_test.py
 SMALL = {name: dict(count=12, seed=1) for name in NAMES}
 SMALL['people'] |= dict(relations=True)
@@ -50,7 +62,7 @@ def test_the_splits_share_no_question_and_no_entity(name):
   asked = lambda examples: {q.question for e in examples for q in e.questions}
   assert not asked(tune) & asked(final)
   assert not {(e.prompt, e.text) for e in tune} & {(e.prompt, e.text) for e in final}
-  if name in ('arithmetic', 'chains', 'edits', 'guidance', 'instructions', 'notes', 'preferences'):
+  if name in NAMELESS:
     return
   templates = lambda examples: {re.sub(r'\b[A-Z][a-z]+\b', '', q) for q in asked(examples)}
   assert not templates(tune) & templates(final)

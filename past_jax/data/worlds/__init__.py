@@ -5,6 +5,7 @@ of 'final'.
 """
 
 from past_jax.data.worlds import (
+  arc,
   arithmetic,
   biographies,
   chains,
@@ -13,12 +14,14 @@ from past_jax.data.worlds import (
   instructions,
   notes,
   people,
+  puzzles,
   reasoning,
   relations,
   reversal,
 )
 
 TABLE = {
+  'arc': arc.arc,
   'arithmetic': arithmetic.arithmetic,
   'biographies': biographies.biographies,
   'chains': chains.chains,
@@ -28,7 +31,9 @@ TABLE = {
   'notes': notes.notes,
   'people': people.people,
   'preferences': instructions.preferences,
+  'puzzles': puzzles.puzzles,
   'reasoning': reasoning.reasoning,
   'relations': relations.relations,
   'reversal': reversal.reversal,
+  'solved': puzzles.solved,
 }
