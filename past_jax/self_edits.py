@@ -7,10 +7,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from past_jax.data.grids import example_task
 from past_jax.grading import GRADES
 from past_jax.inner import Asked, Job, Recipe, Row, runner
 from past_jax.render import fill
+from past_jax.test_time_training import rows
 from past_jax.text import Tokenizer
+from past_jax.training_choice import read_choice
 from past_jax.types import Example, Policy, UserError
 
 
@@ -54,12 +57,30 @@ def questions(edit: str, example: Example) -> Lesson:
   return Lesson([('', block) for block in found])
 
 
-DOCUMENTS = {'lines': lines, 'whole': whole, 'questions': questions}
+def choice(edit: str, example: Example) -> Lesson | None:
+  """What a choice of how to train makes of a task on grids; None: the text is no choice."""
+  made = read_choice(edit)
+  if made is None:
+    return None
+  shown = '\n' in example.questions[0].question  # as `task_example` has it
+  return Lesson(rows(example_task(example), made, 0, shown), made.lr, made.epochs)
+
+
+DOCUMENTS = {'lines': lines, 'whole': whole, 'questions': questions, 'choice': choice}
 OWN = ('documents', 'document', 'question', 'passage', 'grade')  # the keys of config.inner that are not a `Recipe`'s
 
 
 def recipe(inner: Mapping[str, Any], **changed) -> Recipe:
   return Recipe(**{key: value for key, value in inner.items() if key not in OWN} | changed)
+
+
+def lesson_of(inner: Mapping[str, Any], edit: str, example: Example) -> Lesson | None:
+  """What an edit asks to be trained on; None: it cannot be read, or wants more steps than config.inner.steps."""
+  lesson = DOCUMENTS[inner['documents']](edit, example)
+  if lesson is None or lesson.epochs is None:
+    return lesson
+  steps = lesson.epochs * -(-len(lesson.rows) // inner['batch'])
+  return lesson if steps <= recipe(inner).most_steps else None
 
 
 def trials(
@@ -89,8 +110,8 @@ def trials(
       if lesson is None:
         made = [Job(asked=asked)] * len(seeds)
       else:
-        rows = rows_of(tokenizer, inner, example, lesson)
-        made = [Job(rows, asked, seed, lesson.lr, lesson.epochs) for seed in seeds]
+        own = rows_of(tokenizer, inner, example, lesson)
+        made = [Job(own, asked, seed, lesson.lr, lesson.epochs) for seed in seeds]
       places.append([jobs.setdefault(job, len(jobs)) for job in made])
     outcomes = inner_runs.run(params, list(jobs), tick)
     return [[trial(example, outcomes[n]) for n in numbers] for (example, _), numbers in zip(wanted, places)]

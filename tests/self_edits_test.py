@@ -9,13 +9,14 @@ import pytest
 
 from past_jax import judges, selects
 from past_jax import mesh as mesh_lib
+from past_jax.data.grids import Pair, Task, task_example
 from past_jax.evals import TABLE
 from past_jax.evals.setting import Setting
 from past_jax.grading import contains, exact, f1, verbatim
 from past_jax.inner import Asked, Job, runner
 from past_jax.judges.inner_update import variance
 from past_jax.models.transformer import INPUT_AXES
-from past_jax.self_edits import Lesson, lines, questions, questions_of, recipe, rows_of, whole
+from past_jax.self_edits import Lesson, lesson_of, lines, questions, questions_of, recipe, rows_of, whole
 from past_jax.text import byte_tokenizer, pack_completions, pack_prompts
 from past_jax.types import Example, Group, Judgement, Prompts, Question, UserError
 
@@ -36,6 +37,7 @@ EXAMPLES = [
   )
   for i, (name, what) in enumerate([('ann', 'red'), ('bo', 'blue'), ('cy', 'pink')])
 ]
+GRIDS = [np.array(grid) for grid in ([[1, 2], [3, 0]], [[2, 1], [0, 3]], [[1, 1], [0, 2]], [[1, 1], [2, 0]])]
 EDITS = [['red is ann\nann: red', 'ann', ''], ['bo?', 'bo?', 'blue bo'], ['x', 'y', 'z']]
 
 
@@ -78,6 +80,20 @@ def test_rows_have_the_template_and_the_passage_comes_last():
   asked = questions_of(TOKENIZER, INNER, EXAMPLES[0])
   assert [TOKENIZER.decode(q.answer) for q in asked] == [' red', ' ann']
   assert TOKENIZER.decode(asked[0].prompt).endswith('ann: is')
+
+
+def test_a_choice_is_rows_a_rate_and_epochs():
+  task = Task((Pair(*GRIDS[:2]), Pair(*GRIDS[2:])), (Pair(*GRIDS[1:3]),), 'here')
+  example = task_example(task, 'How?', 'here', 'grids', shown=False)
+  inner = INNER | dict(documents='choice', passage=False, batch=2, steps=4)
+  choice = 'basic=0 size=0 chain=0 repeat=0 loss=outputs lr=0.01 epochs={}'
+  lesson = lesson_of(inner, choice.format(4), example)
+  assert (lesson.lr, lesson.epochs, len(lesson.rows)) == (0.01, 4, 2)
+  (first, _) = rows_of(TOKENIZER, inner, example, lesson)
+  assert TOKENIZER.decode(first.ids[: first.start]) == '12/30>'
+  assert TOKENIZER.decode([i for i in first.ids[first.start :] if i != TOKENIZER.eos_id]) == ' 21/03'
+  assert lesson_of(inner, choice.format(5), example) is None  # five steps
+  assert lesson_of(inner, 'basic=1', example) is None
 
 
 @pytest.mark.parametrize(

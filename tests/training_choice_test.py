@@ -7,7 +7,7 @@ import pytest
 
 from past_jax.data.grids import example_task, grid_text
 from past_jax.data.worlds.puzzles import puzzles
-from past_jax.test_time_training import STEPS, rows, training
+from past_jax.test_time_training import rows
 from past_jax.training_choice import FLAGS, Choice, choice_json, choice_line, read_choice
 
 CHOICE = Choice(True, False, False, True, 'outputs', 0.001, 4)
@@ -117,15 +117,3 @@ def test_no_answer_of_the_test_is_learned(task):
   every = Choice(True, True, False, True, 'all', 0.1, 1)
   asked = {f'{grid_text(pair.input)}> {grid_text(pair.output)}' for pair in task.test}
   assert not asked & {completion for _, completion in rows(task, every, 0, shown=False)}
-
-
-def test_steps_are_counted_and_too_many_are_no_training(task):
-  made = training(task, CHOICE, 5, shown=False)
-  assert made.rows == tuple(rows(task, CHOICE, 5, shown=False)) and made.lr == CHOICE.lr
-  assert made.steps == 4 * 17  # of 33 rows, two at a time
-  assert training(task, CHOICE, 5, shown=False, batch=33).steps == 4
-  epochs = STEPS // 17
-  assert training(task, CHOICE._replace(epochs=epochs), 5, shown=False).steps == 17 * epochs <= STEPS
-  assert training(task, CHOICE._replace(epochs=epochs + 1), 5, shown=False) is None
-  assert training(task, CHOICE, 5, shown=False, most=67) is None
-  assert training(task, None, 5, shown=False) is None

@@ -10,7 +10,7 @@ import numpy as np
 from past_jax.evals.setting import Evaluation, Setting, calls
 from past_jax.inner import Job, runner
 from past_jax.render import prompt_ids, said
-from past_jax.self_edits import DOCUMENTS, Lesson, Trial, recipe, rows_of, trials
+from past_jax.self_edits import Lesson, Trial, lesson_of, recipe, rows_of, trials
 from past_jax.types import Example, UserError
 from past_jax.writer import writer
 
@@ -110,13 +110,15 @@ def self_edits(
   """
   made = notes(setting, arms, count=1, length=length, temperature=temperature, seed=seed, stop=stop)
   inner, examples = setting.inner, setting.examples
-  read, attempt = DOCUMENTS[inner['documents']], trials_of(setting)
+  attempt = trials_of(setting)
 
   def run(params, tick: Callable = lambda x: x, before=()):
     del before
     written = made.write(params, tick)
     lessons = {'base': [None] * len(examples), 'passage': [Lesson()] * len(examples)}
-    lessons |= {arm: [read(text, e) for (text,), e in zip(texts, examples)] for arm, texts in written.items()}
+    lessons |= {
+      arm: [lesson_of(inner, text, e) for (text,), e in zip(texts, examples)] for arm, texts in written.items()
+    }
     metrics, samples = {}, []
     for arm in arms:
       tried = attempt(params, list(zip(examples, lessons[arm])), range(seeds), tick)

@@ -9,7 +9,7 @@ from past_jax.evals.self_edits import notes, run_calls, trials_of
 from past_jax.evals.setting import Evaluation, Setting
 from past_jax.inner import Job, Row, runner
 from past_jax.mesh import batch_ways
-from past_jax.self_edits import DOCUMENTS, recipe, rows_of
+from past_jax.self_edits import lesson_of, recipe, rows_of
 from past_jax.types import UserError
 
 ARMS = ('plain', 'replay', 'kl')
@@ -58,7 +58,7 @@ def sequential(
   parts = [setting.examples[i * passages : (i + 1) * passages] for i in range(sequences)]
   alone = setting._replace(chunk=batch_ways(setting.mesh))  # one passage at a time is written about
   made = notes(alone, (edits,), count=1, length=length, temperature=temperature, seed=seed, stop=stop)
-  read, attempt = DOCUMENTS[inner['documents']], trials_of(setting)
+  attempt = trials_of(setting)
   options = dict(policy=setting.policy, tokenizer=tokenizer, mesh=setting.mesh, input_axes=setting.input_axes)
   most = inner['rows']
   learners = {
@@ -78,7 +78,7 @@ def sequential(
     luck = np.random.default_rng((seed, s))
     for k, example in enumerate(part):
       ((text,),) = made.write(params, tick, [s * passages + k])[edits]
-      lesson = read(text, example)
+      lesson = lesson_of(inner, text, example)
       rows = [] if lesson is None else list(rows_of(tokenizer, inner, example, lesson))[:most]
       again = [earlier[i] for i in luck.permutation(len(earlier))[: len(rows)]] if arm == 'replay' else []
       job = Job([*rows, *again], seed=seed + k, kept=calm if arm == 'kl' else ())

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from past_jax.judges.rows import bodies
-from past_jax.self_edits import DOCUMENTS, trials
+from past_jax.self_edits import lesson_of, trials
 from past_jax.types import Judge, Judgement, Policy, UserError
 
 
@@ -52,13 +52,10 @@ def inner_update(
   every question, and `inner_loss` of every step, NaN beyond a run's end.
 
   Raises:
-    UserError: config lacks the section `inner`, or its keys are wrong; an example without questions.
+    UserError: config lacks the section `inner`, or its keys are wrong; from `score`, an example without questions.
   """
   if not inner:
     raise UserError("the judge 'inner_update' needs the section config.inner: see configs/seal.py.")
-  if inner['documents'] not in DOCUMENTS:
-    raise UserError(f'config.inner.documents={inner["documents"]!r}: choose one of {", ".join(DOCUMENTS)}.')
-  read = DOCUMENTS[inner['documents']]
   attempt = trials(policy=policy, tokenizer=tokenizer, mesh=mesh, inner=inner, input_axes=input_axes)
 
   def score(weights, key, group, examples) -> Judgement:
@@ -73,7 +70,7 @@ def inner_update(
       for g, text in enumerate(texts[b]):
         if not text:
           continue
-        lesson = read(text, example)
+        lesson = lesson_of(inner, text, example)
         if lesson is None:
           failed.add((b, g))
         else:
