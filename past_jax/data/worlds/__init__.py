@@ -12,10 +12,12 @@ from past_jax.data.worlds import (
   guidance,
   instructions,
   notes,
+  passages,
   people,
   reasoning,
   relations,
   reversal,
+  writers,
 )
 
 TABLE = {
@@ -26,9 +28,11 @@ TABLE = {
   'guidance': guidance.guidance,
   'instructions': instructions.instructions,
   'notes': notes.notes,
+  'passages': passages.passages,
   'people': people.people,
   'preferences': instructions.preferences,
   'reasoning': reasoning.reasoning,
   'relations': relations.relations,
   'reversal': reversal.reversal,
+  'writers': writers.writers,
 }

@@ -1,0 +1,111 @@
+"""Passages about invented people, and what is asked of them with no passage in view, in both directions."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from past_jax.data.worlds.biographies import FIELDS, PETS
+from past_jax.data.worlds.reversal import TRADES
+from past_jax.data.worlds.words import WORDS, World, ask, own_seed, pick_split, shuffled
+from past_jax.types import Example, UserError
+
+# A fact is 'NAME VERB the NOUN of TOWN.'
+VERBS = {
+  'work': ('became', 'works as', 'was hired as', 'is paid as', 'earns money as'),
+  'field': ('studied', 'was taught', 'has a degree in', 'took classes in', 'read books on'),
+  'pet': ('keeps', 'owns', 'feeds', 'walks', 'talks to'),
+}
+NOUNS = {'work': TRADES, 'field': FIELDS, 'pet': PETS}
+QUESTIONS = {  # split -> (what -> forward, reversed): in the words of no passage and no note
+  'tune': (
+    {
+      'work': 'What is the job of {name}? Answer: the',
+      'field': 'What is the subject of {name}? Answer: the',
+      'pet': 'What is the pet of {name}? Answer: the',
+    },
+    'What name goes to the {what}? Answer:',
+  ),
+  'final': (
+    {
+      'work': 'Tell me the work of {name}: the',
+      'field': 'Tell me what {name} did learn: the',
+      'pet': 'Tell me the animal of {name}: the',
+    },
+    'Tell me the name for the {what}:',
+  ),
+}
+
+
+class Fact(NamedTuple):
+  name: str
+  kind: str  # of VERBS
+  what: str  # 'baker of Abberlow'
+  verb: str  # of VERBS[kind], in the passage
+
+
+def passages(count: int, seed: int, facts: int = 4, split: str = 'tune') -> World:
+  """`count` passages of `facts` sentences 'NAME VERB the NOUN of TOWN.', each about another person.
+
+  Each fact has two questions, whose kinds are `forward` (the name is given) and `reversed` (the description is). No
+  name and no description is in two facts, so all answers are unique; nobody is in a text of `writers`, whatever its
+  seed. A smaller world is the beginning of a larger one. Text and target are the passage.
+
+  Args:
+    facts: 3 to 5.
+    split: 'tune', or 'final' with other names, descriptions and questions.
+
+  Raises:
+    UserError: more facts than there are, a number out of range, a negative seed, or no such split.
+  """
+  people, whats = entities(split, parity=0)
+  if not 3 <= facts <= 5 or not 1 <= count <= (most := len(whats) // facts):
+    at_most = most if 3 <= facts <= 5 else f'{len(whats)} / facts'
+    raise UserError(
+      f'world:passages with count={count}, facts={facts}: there are 1 to {at_most} passages of 3 to 5 facts'
+    )
+  forward, back = pick_split(split, QUESTIONS)
+  seed = own_seed(seed, split)
+  drawn = [
+    Fact(name, kind, what, shuffled(VERBS[kind], seed, i, 33)[0])
+    for i, (name, (kind, what)) in enumerate(zip(named(people, seed), shuffled(whats, seed, 32)))
+  ]
+  examples = []
+  for i in range(count):
+    told = drawn[i * facts : (i + 1) * facts]
+    text = ' '.join(map(sentence, told))
+    questions = tuple(q for fact in told for q in asked(fact, forward[fact.kind], back))
+    examples.append(Example(text=text, target=text, questions=questions, where=f'world:passages passage {i}'))
+  return World(tuple(examples), tuple(fact.name for fact in drawn[: count * facts]))
+
+
+def entities(split: str, parity: int) -> tuple[list[list[str]], list[tuple[str, str]]]:
+  """(names, descriptions) of a split, each of which is of parity 0, for passages, or 1, for those who are in none.
+
+  All words are in both. A list of names has each first and each last name once.
+  """
+  words = pick_split(split, WORDS)
+  n = len(words.first)
+  people = [[f'{f} {words.last[(i + j) % n]}' for i, f in enumerate(words.first)] for j in range(parity, n, 2)]
+  whats = [
+    (kind, f'{noun} of {town}')
+    for kind, nouns in NOUNS.items()
+    for i, noun in enumerate(nouns[split])
+    for j, town in enumerate(words.towns)
+    if (i + j) % 2 == parity
+  ]
+  return people, whats
+
+
+def named(people: list[list[str]], seed: int) -> Iterable[str]:
+  """The names in an order by `seed`; every 64 share no first or last name."""
+  for i, row in enumerate(shuffled(people, seed, 30)):
+    yield from shuffled(row, seed, 31, i)
+
+
+def sentence(fact: Fact) -> str:
+  return f'{fact.name} {fact.verb} the {fact.what}.'
+
+
+def asked(fact: Fact, forward: str, back: str):
+  """The two questions of a fact."""
+  words = fact._asdict()
+  return ask((forward,), words, fact.what, 'forward') + ask((back,), words, fact.name, 'reversed')
