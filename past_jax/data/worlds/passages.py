@@ -42,7 +42,7 @@ class Fact(NamedTuple):
   verb: str  # of VERBS[kind], in the passage
 
 
-def passages(count: int, seed: int, facts: int = 4, split: str = 'tune') -> World:
+def passages(count: int, seed: int, facts: int = 3, split: str = 'tune') -> World:
   """`count` passages of `facts` sentences 'NAME VERB the NOUN of TOWN.', each about another person.
 
   Each fact has two questions, whose kinds are `forward` (the name is given) and `reversed` (the description is). No

@@ -8,30 +8,30 @@ from past_jax.data.worlds.words import World, dice, own_seed, pick_split, shuffl
 from past_jax.types import Example, UserError
 
 # A note is its form's word on a line of its own, then statements, one a line. 'Note:' asks for any form, 'Note turned:'
-# for that one, and 'Note huge:' for two statements of each fact, in any form.
+# for that one.
 FORMS = {'copy': 'said', 'paraphrase': 'new', 'reversed': 'turned', 'question_answer': 'asked', 'junk': 'other'}
-LONG = 'huge'
 BACK = {
   'work': ('is', 'is called', 'turned out to be', 'is none other than', 'goes by the name of'),
   'field': ('is the degree of', 'was taught to', 'was studied by', 'was read by', 'comes from the books of'),
   'pet': ('walks to', 'comes to', 'turned up for', 'is called by', 'was once new to'),
 }
 ASKED = (  # a fact in a note of questions: forward, and back
-  ('Q: {name}? A: the {what}.', 'Q: What of {name}? A: the {what}.'),
-  ('Q: the {what}? A: {name}.', 'Q: What of the {what}? A: {name}.'),
+  ('Q: {name}? A: the {what}.', 'Asked of {name}, say the {what}.'),
+  ('Q: the {what}? A: {name}.', 'Asked of the {what}, say {name}.'),
 )
+FACT = r'([A-Z][a-z]+ [A-Z][a-z]+) [a-z ]+ the ([a-z]+ of [A-Z][a-z]+)\.'
 SLIPS = (0.0, 0.0, 0.3, 0.6)  # how often a note goes wrong about a fact
 TEXTS = ('note', 'note', 'note', 'question', 'known', 'known')
 
 
-def writers(count: int, seed: int, known: int = 128, facts: int = 4, split: str = 'tune') -> World:
+def writers(count: int, seed: int, known: int = 128, facts: int = 3, split: str = 'tune') -> World:
   """`count` texts in the words of the `passages` of a split, about people of whom no passage tells, whatever its seed.
 
-  Half of the texts are notes on a passage about strangers, 'Text: PASSAGE\\nNote:' and the note, in all forms of `FORMS`
-  alike; half of these are directed, one in twelve is long. A sixth are passages with one of their questions, answered.
-  A third are about `known` people with one fact each, and nothing else is in view: a passage about some, a statement in
-  either order, a note's question, or one of the split's questions answered. So a model learns to bring out what it has
-  learned by heart, and what comes of new facts depends on what it was given to learn of them.
+  Half of the texts are notes on a passage about strangers, 'Text: PASSAGE\\nNote:' and the note, in all `FORMS` alike,
+  and as many directed as not. A sixth are passages with one of their questions, answered. A third are about `known`
+  people with one fact each, and nothing else is in view: a passage about some, a statement in either order, a note's
+  question, or one of the split's questions answered. So a model learns to bring out what it has learned by heart, and
+  what comes of new facts depends on what it was given to learn of them.
 
   Notes slip: as often as one of `SLIPS` says, a fact is left out, or another name, another description or another's
   fact stands in its place. The prompt is a note's text up to ':' and its target the note.
@@ -51,6 +51,7 @@ def writers(count: int, seed: int, known: int = 128, facts: int = 4, split: str 
     )
   questions, seed = pick_split(split, QUESTIONS), own_seed(seed, split)
   names, whats = list(named(people, seed)), shuffled(whats, seed, 34)
+  strange_names, strange_whats = names[known:], whats[known:]
 
   def drawn(name, what, pick):
     kind, what = what
@@ -58,11 +59,11 @@ def writers(count: int, seed: int, known: int = 128, facts: int = 4, split: str 
 
   examples = []
   for i in range(count):
-    luck, pick = dice(seed, i, 35, size=512)
-    stranger = lambda pick=pick: drawn(pick(names[known:]), pick(whats[known:]), pick)
+    luck, pick = dice(seed, i, 35, size=128)
+    stranger = lambda pick=pick: drawn(pick(strange_names), pick(strange_whats), pick)
     text, where = pick(TEXTS), f'world:writers text {i}'
     if text == 'known':
-      rows = [pick(range(known)) for _ in range(facts)]
+      rows = dict.fromkeys(pick(range(known)) for _ in range(facts))
       said = by_heart([drawn(names[row], whats[row], pick) for row in rows], questions, pick)
       examples.append(Example(text=said, target=said, where=f'{where} known'))
       continue
@@ -72,9 +73,9 @@ def writers(count: int, seed: int, known: int = 128, facts: int = 4, split: str 
       said = f'{passage} {answered(pick(told), questions, pick)}'
       examples.append(Example(text=said, target=said, where=f'{where} question'))
       continue
-    form, request = pick(list(FORMS)), pick(range(12))
-    prompt = f'{passage}Note{f" {LONG}" if request == 0 else f" {FORMS[form]}" if request < 6 else ""}:'
-    note = written(form, noted(told, form, pick(SLIPS), 2 if request == 0 else 1, stranger, luck, pick))
+    form = pick(list(FORMS))
+    prompt = f'{passage}Note{pick((f" {FORMS[form]}", ""))}:'
+    note = written(form, noted(told, form, pick(SLIPS), stranger, luck, pick))
     examples.append(Example(prompt=prompt, text=prompt + note, target=note, where=f'{where} {form}'))
   return World(tuple(examples), tuple(names[:known]))
 
@@ -83,7 +84,7 @@ def by_heart(told: list[Fact], questions, pick) -> str:
   """A passage, a statement or an answered question."""
   text, fact = pick(('passage', 'paraphrase', 'reversed', 'question_answer', 'question', 'question')), told[0]
   if text == 'passage':
-    return ' '.join(map(sentence, dict.fromkeys(told)))
+    return ' '.join(map(sentence, told))
   return answered(fact, questions, pick) if text == 'question' else pick(statements(fact, text))
 
 
@@ -94,7 +95,7 @@ def answered(fact: Fact, questions, pick) -> str:
 
 
 def statements(fact: Fact, form: str) -> list[str]:
-  """Of a fact in the form of a note: all wordings, neighbours of `question_answer` in different directions."""
+  """Of a fact in the form of a note: all wordings, those of `question_answer` forward and back in turn."""
   if form in ('copy', 'junk'):
     return [sentence(fact)]
   if form == 'paraphrase':
@@ -104,8 +105,8 @@ def statements(fact: Fact, form: str) -> list[str]:
   return [wording.format(name=fact.name, what=fact.what) for pair in zip(*ASKED) for wording in pair]
 
 
-def noted(told: list[Fact], form: str, slip: float, times: int, stranger, luck, pick) -> list[str]:
-  """`times` statements of each fact in a form, but where the writer slips; of junk, of strangers."""
+def noted(told: list[Fact], form: str, slip: float, stranger, luck, pick) -> list[str]:
+  """A statement of each fact in a form, but where the writer slips; of junk, of strangers."""
   out = []
   for fact in told:
     other, fault = stranger(), pick(('left out', 'name', 'what', 'both')) if next(luck) < slip else ''
@@ -117,9 +118,7 @@ def noted(told: list[Fact], form: str, slip: float, times: int, stranger, luck, 
       'what': other._replace(name=fact.name),
       'both': other,
     }['both' if form == 'junk' else fault]
-    wordings = statements(said, form)
-    first = pick(range(len(wordings)))
-    out += [wordings[(first + t) % len(wordings)] for t in range(times)]
+    out.append(pick(statements(said, form)))
   return out
 
 
@@ -149,11 +148,12 @@ def faithful(completion: str, example: Example) -> float:
   A line tells a fact if it has its name and its description, in any words and order.
 
   Raises:
-    UserError: the example is none of world:passages.
+    UserError: the example has no passage of world:passages or writers.
   """
-  facts = re.findall(r'([A-Z][a-z]+ [A-Z][a-z]+) [a-z ]+ the ([a-z]+ of [A-Z][a-z]+)\.', example.text)
+  passage = example.text.removeprefix('Text: ').partition('\n')[0]
+  facts = re.findall(FACT, passage)
   if not facts:
-    raise UserError(f'{example.where}: only passages of world:passages have facts to look for.')
+    raise UserError(f'{example.where}: only passages of world:passages and writers have facts to look for.')
   said = statements_of(completion)
   tells = [[name in line and what in line for name, what in facts] for line in said]
   told = [any(line[k] for line in tells) for k in range(len(facts))]
@@ -164,5 +164,6 @@ def _is(name: str, completion: str, example: Example) -> float:
   return float(form(completion) == name)
 
 
-# 1 where a note is of that form, else 0
-copies, paraphrases, reverses, asks, strays = (functools.partial(_is, name) for name in FORMS)
+# 1 where a note is of that form, else 0: their means are the distribution of forms
+IS = {name: functools.partial(_is, name) for name in FORMS}
+copies, paraphrases, reverses, asks, strays = IS.values()
