@@ -11,8 +11,8 @@ from past_jax.data.worlds import TABLE, writers
 from past_jax.types import Example, UserError
 
 SPLITS = ('tune', 'final')
-PASSAGE = 'Ann Lee became the cook of Ulm. Bo Ray walks the pony of Ems. Cy Fox studied the law of Bonn.'
-FACT = re.compile(r'([A-Z][a-z]+ [A-Z][a-z]+) [a-z ]+ the ([a-z]+ of [A-Z][a-z]+)\.')
+PASSAGE = 'Ann Lee became the Ulm cook. Bo Ray walks the Ems pony. Cy Fox studied the Bonn law.'
+FACT = re.compile(r'([A-Z][a-z]+ [A-Z][a-z]+) [a-z ]+ the ([A-Z][a-z]+ [a-z]+)\.')
 
 
 def passages(count=40, seed=1, **keys):
@@ -70,7 +70,7 @@ def test_splits_share_no_entity_and_no_wording_of_a_question():
   wordings, said = [], []
   for split in SPLITS:
     rows = (*passages(144, split=split).examples, *texts(split=split))
-    said.append({word for pair in facts_in(rows) for word in ' '.join(pair).split() if word != 'of'})
+    said.append({word for pair in facts_in(rows) for word in ' '.join(pair).split()})
     asked = [re.sub('|'.join(sum(FACT.findall(e.text), ())), '', q.question) for e in rows for q in e.questions]
     wordings.append(set(asked))
     answered = [e.text.rpartition('\n')[2] for e in rows if e.where.endswith(' question')]
@@ -113,7 +113,7 @@ def test_lengths_in_tokens(split):
 
 def test_forms_are_alike_in_number_and_what_they_are_called():
   notes = [e for e in texts(4000) if e.prompt]
-  assert len(notes) / 4000 == pytest.approx(0.5, abs=0.03)
+  assert len(notes) / 4000 == pytest.approx(2 / 3, abs=0.03)
   counts = Counter(e.where.split()[-1] for e in notes)
   assert counts.keys() == writers.FORMS.keys()
   assert all(n / len(notes) == pytest.approx(0.2, abs=0.03) for n in counts.values())
@@ -142,7 +142,7 @@ def test_within_every_form_but_junk_there_are_good_notes_and_bad_ones():
       scores[e.where.split()[-1]].append(writers.faithful(e.target, e))
   assert set(scores.pop('junk')) == {0}
   for found in scores.values():
-    assert np.mean(np.equal(found, 1)) > 0.5 and np.mean(np.less(found, 0.6)) > 0.15 and min(found) == 0
+    assert np.mean(np.equal(found, 1)) > 0.5 and np.mean(np.less(found, 0.6)) > 0.1 and min(found) == 0
 
 
 def test_what_is_known_by_heart_is_told_and_asked_in_every_way():
@@ -163,15 +163,15 @@ def test_what_is_known_by_heart_is_told_and_asked_in_every_way():
   ('note', 'form', 'score'),
   [
     (
-      ' said\n Ann Lee became the cook of Ulm.\n Bo Ray walks the pony of Ems.\n Cy Fox studied the law of Bonn.',
+      ' said\n Ann Lee became the Ulm cook.\n Bo Ray walks the Ems pony.\n Cy Fox studied the Bonn law.',
       'copy',
       1,
     ),
-    (' turned\n The cook of Ulm is Ann Lee.\n The pony of Ems walks to Bo Ray.', 'reversed', 2 / 3),
-    (' turned\n The cook of Ulm is Ann Lee.\n The pony of Ems walks to Ann Lee.', 'reversed', 1 / 3 * 1 / 2),
-    (' asked\n Q: Ann Lee? A: the cook of Ulm.\n Q: the cook of Ulm? A: Ann Lee.\n', 'question_answer', 1 / 3),
-    (' other\n Di Poe keeps the goat of Jena.', 'junk', 0),
-    ('The cook of Ulm is Ann Lee.', '', 1 / 3),
+    (' turned\n The Ulm cook is Ann Lee.\n The Ems pony walks to Bo Ray.', 'reversed', 2 / 3),
+    (' turned\n The Ulm cook is Ann Lee.\n The Ems pony walks to Ann Lee.', 'reversed', 1 / 3 * 1 / 2),
+    (' asked\n Q: Ann Lee? A: the Ulm cook.\n Q: the Ulm cook? A: Ann Lee.\n', 'question_answer', 1 / 3),
+    (' other\n Di Poe keeps the Jena goat.', 'junk', 0),
+    ('The Ulm cook is Ann Lee.', '', 1 / 3),
     (' new', 'paraphrase', 0),
     ('', '', 0),
   ],
@@ -185,8 +185,8 @@ def test_what_a_note_is(note, form, score):
 
 
 def test_what_a_fit_learns_of_a_note_is_its_statements():
-  note = ' asked\n Q: Ann Lee? A: the cook of Ulm.\n\n Asked of Bo Ray, say the pony of Ems.\n'
-  lines = ['Q: Ann Lee? A: the cook of Ulm.', 'Asked of Bo Ray, say the pony of Ems.']
+  note = ' asked\n Q: Ann Lee? A: the Ulm cook.\n\n Asked of Bo Ray, say the Ems pony.\n'
+  lines = ['Q: Ann Lee? A: the Ulm cook.', 'Asked of Bo Ray, say the Ems pony.']
   assert writers.statements_of(note) == lines == writers.statements_of('\n'.join(lines))
   with pytest.raises(UserError, match='rows.jsonl:3: only passages of world:passages and writers have facts'):
     writers.faithful(note, Example(text='Nothing of the kind.', where='rows.jsonl:3'))
@@ -196,6 +196,6 @@ def test_the_worlds_never_change():
   # A published figure names only their keys.
   e = passages(1, 0).examples[0]
   assert e.text == (
-    'Ketura Ruskell walks the beagle of Ironby. Halvina Vintersol took classes in the law of Dunvessel. '
-    'Zephra Sundrick owns the beagle of Mistlebury.'
+    'Ketura Ruskell walks the Ironby beagle. Halvina Vintersol took classes in the Dunvessel law. '
+    'Zephra Sundrick owns the Mistlebury beagle.'
   )

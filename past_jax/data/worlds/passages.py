@@ -8,7 +8,7 @@ from past_jax.data.worlds.reversal import TRADES
 from past_jax.data.worlds.words import WORDS, World, ask, own_seed, pick_split, shuffled
 from past_jax.types import Example, UserError
 
-# A fact is 'NAME VERB the NOUN of TOWN.'
+# A fact is 'NAME VERB the TOWN NOUN.'
 VERBS = {
   'work': ('became', 'works as', 'was hired as', 'is paid as', 'earns money as'),
   'field': ('studied', 'was taught', 'has a degree in', 'took classes in', 'read books on'),
@@ -38,12 +38,12 @@ QUESTIONS = {  # split -> (what -> forward, reversed): in the words of no passag
 class Fact(NamedTuple):
   name: str
   kind: str  # of VERBS
-  what: str  # 'baker of Abberlow'
+  what: str  # 'Abberlow baker'
   verb: str  # of VERBS[kind], in the passage
 
 
 def passages(count: int, seed: int, facts: int = 3, split: str = 'tune') -> World:
-  """`count` passages of `facts` sentences 'NAME VERB the NOUN of TOWN.', each about another person.
+  """`count` passages of `facts` sentences 'NAME VERB the TOWN NOUN.', each about another person.
 
   Each fact has two questions, whose kinds are `forward` (the name is given) and `reversed` (the description is). No
   name and no description is in two facts, so all answers are unique; nobody is in a text of `writers`, whatever its
@@ -86,7 +86,7 @@ def entities(split: str, parity: int) -> tuple[list[list[str]], list[tuple[str, 
   n = len(words.first)
   people = [[f'{f} {words.last[(i + j) % n]}' for i, f in enumerate(words.first)] for j in range(parity, n, 2)]
   whats = [
-    (kind, f'{noun} of {town}')
+    (kind, f'{town} {noun}')
     for kind, nouns in NOUNS.items()
     for i, noun in enumerate(nouns[split])
     for j, town in enumerate(words.towns)

@@ -19,19 +19,19 @@ ASKED = (  # a fact in a note of questions: forward, and back
   ('Q: {name}? A: the {what}.', 'Asked of {name}, say the {what}.'),
   ('Q: the {what}? A: {name}.', 'Asked of the {what}, say {name}.'),
 )
-FACT = r'([A-Z][a-z]+ [A-Z][a-z]+) [a-z ]+ the ([a-z]+ of [A-Z][a-z]+)\.'
-SLIPS = (0.0, 0.0, 0.3, 0.6)  # how often a note goes wrong about a fact
-TEXTS = ('note', 'note', 'note', 'question', 'known', 'known')
+FACT = r'([A-Z][a-z]+ [A-Z][a-z]+) [a-z ]+ the ([A-Z][a-z]+ [a-z]+)\.'
+SLIPS = (0.0, 0.0, 0.0, 0.5)  # how often a note goes wrong about a fact
+TEXTS = ('note', 'note', 'note', 'note', 'question', 'known')
 
 
 def writers(count: int, seed: int, known: int = 128, facts: int = 3, split: str = 'tune') -> World:
   """`count` texts in the words of the `passages` of a split, about people of whom no passage tells, whatever its seed.
 
-  Half of the texts are notes on a passage about strangers, 'Text: PASSAGE\\nNote:' and the note, in all `FORMS` alike,
-  and as many directed as not. A sixth are passages with one of their questions, answered. A third are about `known`
-  people with one fact each, and nothing else is in view: a passage about some, a statement in either order, a note's
-  question, or one of the split's questions answered. So a model learns to bring out what it has learned by heart, and
-  what comes of new facts depends on what it was given to learn of them.
+  Two thirds of the texts are notes on a passage about strangers, 'Text: PASSAGE\\nNote:' and the note, in all `FORMS`
+  alike, and as many directed as not. A sixth are passages with one of their questions, answered. A sixth are about
+  `known` people with one fact each, and nothing else is in view: a passage about some, a statement in either order, a
+  note's question, or one of the split's questions answered. So a model learns to bring out what it has learned by
+  heart, and what comes of new facts depends on what it was given to learn of them.
 
   Notes slip: as often as one of `SLIPS` says, a fact is left out, or another name, another description or another's
   fact stands in its place. The prompt is a note's text up to ':' and its target the note.
