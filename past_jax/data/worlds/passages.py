@@ -57,10 +57,10 @@ def passages(count: int, seed: int, facts: int = 3, split: str = 'tune') -> Worl
     UserError: more facts than there are, a number out of range, a negative seed, or no such split.
   """
   people, whats = entities(split, parity=0)
-  if not 3 <= facts <= 5 or not 1 <= count <= (most := len(whats) // facts):
-    at_most = most if 3 <= facts <= 5 else f'{len(whats)} / facts'
+  most = len(whats) // max(facts, 1)
+  if not (3 <= facts <= 5 and 1 <= count <= most):
     raise UserError(
-      f'world:passages with count={count}, facts={facts}: there are 1 to {at_most} passages of 3 to 5 facts'
+      f'world:passages with count={count}, facts={facts}: there are 1 to {most} passages, of 3 to 5 facts'
     )
   forward, back = pick_split(split, QUESTIONS)
   seed = own_seed(seed, split)
