@@ -66,6 +66,14 @@ def test_a_writer_meets_nobody_and_nothing_of_the_passages_but_every_word(split)
     assert words(world.examples) <= words(rows)
 
 
+def test_strangers_are_too_many_to_be_known_by_heart():
+  rows = [e for e in texts(3000) if not e.where.endswith(' known')]
+  names, whats = zip(*facts_in(rows))
+  by_heart = TABLE['writers'](count=1, seed=1).names
+  assert len(set(names)) > 1800 and len(set(whats)) == 304  # of 1920 and 304, none of them known
+  assert not set(names) & set(by_heart) and len(set(by_heart)) == 128
+
+
 def test_splits_share_no_entity_and_no_wording_of_a_question():
   wordings, said = [], []
   for split in SPLITS:
@@ -198,4 +206,8 @@ def test_the_worlds_never_change():
   assert e.text == (
     'Ketura Ruskell walks the Ironby beagle. Halvina Vintersol took classes in the Dunvessel law. '
     'Zephra Sundrick owns the Mistlebury beagle.'
+  )
+  assert texts(1, 0)[0].text == (
+    'Wyrenna Follwark became the Gristwick farmer. Belisar Hestrand works as the Abberlow glazier. '
+    'Pelham Thornaby works as the Dunvessel hatter.'
   )

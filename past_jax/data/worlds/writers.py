@@ -51,7 +51,7 @@ def writers(count: int, seed: int, known: int = 128, facts: int = 3, split: str 
     )
   questions, seed = pick_split(split, QUESTIONS), own_seed(seed, split)
   names, whats = list(named(people, seed)), shuffled(whats, seed, 34)
-  strange_names, strange_whats = names[known:], whats[known:]
+  by_name, strange_whats = set(names[:known]), whats[known:]
 
   def drawn(name, what, pick):
     kind, what = what
@@ -59,8 +59,10 @@ def writers(count: int, seed: int, known: int = 128, facts: int = 3, split: str 
 
   examples = []
   for i in range(count):
-    luck, pick = dice(seed, i, 35, size=128)
-    stranger = lambda pick=pick: drawn(pick(strange_names), pick(strange_whats), pick)
+    luck, pick = dice(seed, i, 35, size=1024)  # as many different choices: fewer than names
+    anyone = (pick(pick(people)) for _ in luck)
+    strange = (name for name in anyone if name not in by_name)
+    stranger = lambda pick=pick, strange=strange: drawn(next(strange), pick(strange_whats), pick)
     text, where = pick(TEXTS), f'world:writers text {i}'
     if text == 'known':
       rows = dict.fromkeys(pick(range(known)) for _ in range(facts))
