@@ -45,23 +45,24 @@ def test_questions_are_answered_in_their_passage_and_by_one_fact_alone(facts, sp
 
 def test_a_smaller_world_of_passages_is_the_beginning_of_a_larger_one():
   assert passages(7).examples == passages(40).examples[:7] != passages(7, seed=2).examples
-  at_most = {facts: 432 // facts for facts in (3, 4, 5)}
+  at_most = {facts: 576 // facts for facts in (3, 4, 5)}
   for facts, most in at_most.items():
     assert len(passages(most, facts=facts).examples) == most
     with pytest.raises(UserError, match=f'count={most + 1}, facts={facts}: there are 1 to {most} passages, of'):
       passages(most + 1, facts=facts)
-  with pytest.raises(UserError, match='facts=6: there are 1 to 72 passages, of 3 to 5 facts'):
+  with pytest.raises(UserError, match='facts=6: there are 1 to 96 passages, of 3 to 5 facts'):
     passages(facts=6)
 
 
 @pytest.mark.parametrize('split', SPLITS)
-def test_a_writer_meets_nobody_and_nothing_of_the_passages_but_every_word(split):
+def test_a_writer_meets_nobody_of_the_passages_but_every_word(split):
   rows = texts(3000, split=split)
   for seed in (1, 2):
-    world = passages(144, seed, split=split)
+    world = passages(192, seed, split=split)
     whole = '\n'.join(e.text for e in rows)
     assert not any(name in whole for name in world.names)
-    assert not any(what in whole for _, what in facts_in(world.examples))
+    by_heart = '\n'.join(e.text for e in rows if e.where.endswith(' known'))
+    assert not any(what in by_heart for _, what in facts_in(world.examples))
     words = lambda rows: set(re.findall(r'\w+', ' '.join(e.text for e in rows)))
     assert words(world.examples) <= words(rows)
 
@@ -70,7 +71,7 @@ def test_strangers_are_too_many_to_be_known_by_heart():
   rows = [e for e in texts(3000) if not e.where.endswith(' known')]
   names, whats = zip(*facts_in(rows))
   by_heart = TABLE['writers'](count=1, seed=1).names
-  assert len(set(names)) > 1800 and len(set(whats)) == 304  # of 1920 and 304, none of them known
+  assert len(set(names)) > 2900 and len(set(whats)) > 850  # of 3328, and of all 864
   assert not set(names) & set(by_heart) and len(set(by_heart)) == 128
 
 
@@ -202,12 +203,11 @@ def test_what_a_fit_learns_of_a_note_is_its_statements():
 
 def test_the_worlds_never_change():
   # A published figure names only their keys.
-  e = passages(1, 0).examples[0]
-  assert e.text == (
-    'Ketura Ruskell walks the Ironby beagle. Halvina Vintersol took classes in the Dunvessel law. '
-    'Zephra Sundrick owns the Mistlebury beagle.'
+  assert passages(1, 0).examples[0].text == (
+    'Orabel Isengate took classes in the Varnhollow law. Vashti Hartrune walks the Varnhollow tabby. '
+    'Dunstan Tazewind works as the Fallowmere doctor.'
   )
   assert texts(1, 0)[0].text == (
-    'Wyrenna Follwark became the Gristwick farmer. Belisar Hestrand works as the Abberlow glazier. '
-    'Pelham Thornaby works as the Dunvessel hatter.'
+    'Odalys Ashgrave keeps the Dunvessel tabby. Orsolo Ennisvar was taught the Stallowick algebra. '
+    'Cyrene Jarrowe owns the Norrenfell lizard.'
   )

@@ -33,6 +33,7 @@ QUESTIONS = {  # split -> (what -> forward, reversed): in the words of no passag
     'Tell me the name for the {what}:',
   ),
 }
+TOLD = 10  # rows of 64 names of whom passages tell
 
 
 class Fact(NamedTuple):
@@ -56,7 +57,7 @@ def passages(count: int, seed: int, facts: int = 3, split: str = 'tune') -> Worl
   Raises:
     UserError: more facts than there are, a number out of range, a negative seed, or no such split.
   """
-  people, whats = entities(split, parity=0)
+  people, whats = entities(split, told=True)
   most = len(whats) // max(facts, 1)
   if not (3 <= facts <= 5 and 1 <= count <= most):
     raise UserError(
@@ -77,22 +78,19 @@ def passages(count: int, seed: int, facts: int = 3, split: str = 'tune') -> Worl
   return World(tuple(examples), tuple(fact.name for fact in drawn[: count * facts]))
 
 
-def entities(split: str, parity: int) -> tuple[list[list[str]], list[tuple[str, str]]]:
-  """(names, descriptions) of a split, each of which is of parity 0, for passages, or 1, for those who are in none.
+def entities(split: str, told: bool) -> tuple[list[list[str]], list[tuple[str, str]]]:
+  """(names, descriptions) of a split: those that passages tell of, or the others, whatever the seed of either.
 
-  All words are in both. A list of names has each first and each last name once.
+  All words are in both, and no rule says which pairs are in which: a model would learn it, and write none of the names
+  of a passage. For the same reason passages have few of the names. A row of names has each first and last name once.
   """
   words = pick_split(split, WORDS)
   n = len(words.first)
-  people = [[f'{f} {words.last[(i + j) % n]}' for i, f in enumerate(words.first)] for j in range(parity, n, 2)]
-  whats = [
-    (kind, f'{town} {noun}')
-    for kind, nouns in NOUNS.items()
-    for i, noun in enumerate(nouns[split])
-    for j, town in enumerate(words.towns)
-    if (i + j) % 2 == parity
-  ]
-  return people, whats
+  first, last = shuffled(words.first, 36), shuffled(words.last, 37)
+  rows = [[f'{f} {last[(i + j) % n]}' for i, f in enumerate(first)] for j in range(n)]
+  whats = [(kind, f'{town} {noun}') for kind, nouns in NOUNS.items() for noun in nouns[split] for town in words.towns]
+  whats = shuffled(whats, 38)
+  return (rows[:TOLD], whats[: 2 * len(whats) // 3]) if told else (rows[TOLD:], whats[2 * len(whats) // 3 :])
 
 
 def named(people: list[list[str]], seed: int) -> Iterable[str]:

@@ -37,21 +37,21 @@ def writers(count: int, seed: int, known: int = 128, facts: int = 3, split: str 
   fact stands in its place. The prompt is a note's text up to ':' and its target the note.
 
   Args:
-    known: people with a fact that closed-book texts tell and ask.
+    known: people with a fact that closed-book texts tell and ask; their descriptions are in no passage either.
     facts: of a passage.
 
   Raises:
     UserError: a number out of range, a negative seed, or no such split.
   """
-  people, whats = entities(split, parity=1)
-  if count < 1 or not 3 <= facts <= 5 or not facts <= known <= len(whats) // 2:
+  people, whats = entities(split, told=False)
+  if count < 1 or not 3 <= facts <= 5 or not facts <= known <= len(whats):
     raise UserError(
       f'world:writers with count={count}, known={known}, facts={facts}: at least 1 text, 3 to 5 facts, and from as '
-      f'many to {len(whats) // 2} known people'
+      f'many to {len(whats)} known people'
     )
   questions, seed = pick_split(split, QUESTIONS), own_seed(seed, split)
   names, whats = list(named(people, seed)), shuffled(whats, seed, 34)
-  by_name, strange_whats = set(names[:known]), whats[known:]
+  by_name, any_whats = set(names[:known]), [*whats, *entities(split, told=True)[1]]
 
   def drawn(name, what, pick):
     kind, what = what
@@ -62,7 +62,7 @@ def writers(count: int, seed: int, known: int = 128, facts: int = 3, split: str 
     luck, pick = dice(seed, i, 35, size=1024)  # as many different choices: fewer than names
     anyone = (pick(pick(people)) for _ in luck)
     strange = (name for name in anyone if name not in by_name)
-    stranger = lambda pick=pick, strange=strange: drawn(next(strange), pick(strange_whats), pick)
+    stranger = lambda pick=pick, strange=strange: drawn(next(strange), pick(any_whats), pick)
     text, where = pick(TEXTS), f'world:writers text {i}'
     if text == 'known':
       rows = dict.fromkeys(pick(range(known)) for _ in range(facts))
