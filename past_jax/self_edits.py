@@ -35,10 +35,10 @@ class Trial(NamedTuple):
 
 
 def lines(edit: str, example: Example) -> Lesson:
-  """A row for every line; a heading before a numbered list is left out, and so are the numbers' own lines."""
+  """A row for every line; a heading is left out: a first line of one word, or one before a numbered list."""
   del example
   found = [line.strip() for line in edit.splitlines() if line.strip()]
-  if len(found) > 1 and found[1].startswith('1.'):
+  if len(found) > 1 and (found[1].startswith('1.') or ' ' not in found[0]):
     found = found[1:]
   return Lesson([('', line) for line in found])
 

@@ -51,9 +51,9 @@ def one_device():
 
 def test_lines_are_rows_and_a_heading_before_a_list_is_none():
   learned = lambda edit: [text for _, text in lines(edit, EXAMPLES[0]).rows]
-  assert learned('a\n\n  b \n') == ['a', 'b']
+  assert learned('a b\n\n  c \n') == ['a b', 'c']
   assert learned('Implications:\n1. a\n2. b') == ['1. a', '2. b']
-  assert learned('Implications:\na') == ['Implications:', 'a']
+  assert learned('Implications:\na') == ['a'] and learned('a') == ['a']
   assert learned('') == [] and learned('\n ') == []
 
 
@@ -71,10 +71,10 @@ def test_a_question_is_a_row_with_what_follows_it():
 
 def test_rows_have_the_template_and_the_passage_comes_last():
   text = lambda row: TOKENIZER.decode([i for i in row.ids if i != TOKENIZER.eos_id])
-  rows = rows_of(TOKENIZER, INNER, EXAMPLES[0], lines('a\nb', EXAMPLES[0]))
-  assert [text(row) for row in rows] == ['ann: a', 'ann: b', 'ann: ann is red.']
+  rows = rows_of(TOKENIZER, INNER, EXAMPLES[0], lines('a c\nb', EXAMPLES[0]))
+  assert [text(row) for row in rows] == ['ann: a c', 'ann: b', 'ann: ann is red.']
   assert all(row.ids[-1] == TOKENIZER.eos_id and row.start == 0 for row in rows)
-  assert len(rows_of(TOKENIZER, INNER | {'passage': False}, EXAMPLES[0], lines('a\nb', EXAMPLES[0]))) == 2
+  assert len(rows_of(TOKENIZER, INNER | {'passage': False}, EXAMPLES[0], lines('a c\nb', EXAMPLES[0]))) == 2
   (row, _) = rows_of(TOKENIZER, INNER, EXAMPLES[0], Lesson([('read this', ' learn')]))
   assert TOKENIZER.decode(row.ids[: row.start]) == 'read this' and text(row) == 'read this learn'
   asked = questions_of(TOKENIZER, INNER, EXAMPLES[0])

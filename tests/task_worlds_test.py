@@ -49,7 +49,7 @@ def test_a_world_is_a_function_of_its_keys(name):
 @pytest.mark.parametrize('name', NAMES)
 def test_questions_are_fit_to_be_asked(name):
   asked = [q for e in made(name, **{'count': 60} if name == 'guidance' else {}) for q in e.questions]
-  assert asked or name == 'notes'
+  assert asked or name in ('notes', 'writers')
   for q in asked:
     assert q.question == q.question.strip() and q.answer == q.answer.strip() != ''
     if q.choices:

@@ -10,7 +10,7 @@ def test_every_word_is_a_token_and_texts_come_back():
   tokenizer = models.load('scratch:words').tokenizer
   texts = [e.text for split in ('tune', 'final') for e in TABLE['reversal'](40, 1, templates=32, split=split).examples]
   texts += [e.text for e in TABLE['notes'](100, 1).examples]
-  for world, keys in {'guidance': {}, 'biographies': dict(rewordings=5)}.items():
+  for world, keys in {'guidance': {}, 'biographies': dict(rewordings=5), 'passages': {}, 'writers': {}}.items():
     texts += [e.text for split in ('tune', 'final') for e in TABLE[world](40, 1, split=split, **keys).examples]
   for text in texts:
     ids = tokenizer.plain(text)

@@ -13,11 +13,13 @@ from past_jax.data.worlds import (
   guidance,
   instructions,
   notes,
+  passages,
   people,
   puzzles,
   reasoning,
   relations,
   reversal,
+  writers,
 )
 
 TABLE = {
@@ -29,6 +31,7 @@ TABLE = {
   'guidance': guidance.guidance,
   'instructions': instructions.instructions,
   'notes': notes.notes,
+  'passages': passages.passages,
   'people': people.people,
   'preferences': instructions.preferences,
   'puzzles': puzzles.puzzles,
@@ -36,4 +39,5 @@ TABLE = {
   'relations': relations.relations,
   'reversal': reversal.reversal,
   'solved': puzzles.solved,
+  'writers': writers.writers,
 }
