@@ -7,15 +7,15 @@
     keep the best of each passage
     epochs x minibatches of NLL(edit)               view: the instruction + the passage (ReST-EM)
 
-  past study --config=configs/seal.py --workdir=runs/seal --config.data.source=train.jsonl   rows title/context/questions
-  past study --config=configs/seal.py:size=tiny,arm=base --workdir=runs/writer               a model that takes notes, then
+  past study --config=configs/seal.py --workdir=runs/seal --config.data.source=train.jsonl   title, context, questions
+  past study --config=configs/seal.py:size=tiny,arm=base --workdir=runs/writer         a model that takes notes, then
   past export --workdir=runs/writer --out=runs/writer/model
   past study --config=configs/seal.py:size=tiny --workdir=runs/seal --config.model.spec=runs/writer/model
 
 Arguments
 
-  task=knowledge | arc     passages and questions | tasks on grids, where an edit chooses augmentations, learning rate and
-                    epochs of test-time training (docs/tasks.md); :arm=base,task=arc makes a tiny base for it
+  task=knowledge | arc     passages and questions | tasks on grids, where an edit chooses augmentations, learning rate
+                    and epochs of test-time training (docs/tasks.md); :arm=base,task=arc makes a tiny base for it
   format=implications | long | very_long | rewrite | self_qa     what the instruction asks for
                     (tiny: any | copy | paraphrase | reversed | questions)
   keep=best | improving    the best edit of a passage | all after which it is answered better than before
@@ -125,7 +125,7 @@ def get_config(arg=''):
 def edits_of_passages(c, tiny: bool, format_: str):
   """Notes: every line is a row to train on, and so is the passage."""
   if tiny:
-    c.data.update(source='world:passages', world=dict(count=150, seed=0, split='tune'))
+    c.data.source, c.data.world = 'world:passages', dict(count=150, seed=0, split='tune')
     c.eval.update(sources=dict(passages='world:passages'), skip=100, limit=50)
     c.data.limit = 100
     c.view.instruction = 'Text: {text}\nNote' + common.choose(NOTES, 'format', format_ or 'any') + ':'
@@ -167,12 +167,12 @@ def edits_of_tasks(c, tiny: bool, format_: str):
   if format_:
     raise ValueError(f'config argument format={format_}: task=arc has one format.')
   if tiny:
-    c.data.update(source='world:puzzles', world=dict(count=150, seed=0, split='tune'))
+    c.data.source, c.data.world = 'world:puzzles', dict(count=150, seed=0, split='tune')
     c.eval.update(sources=dict(puzzles='world:puzzles'), skip=100, limit=50)
     c.data.limit = 100
     c.view.update(instruction='{prompt}', prompt_length=112, text_length=80)
   else:
-    c.data.update(source='world:arc', world=dict(count=100, seed=0, split='tune', side=8))
+    c.data.source, c.data.world = 'world:arc', dict(count=100, seed=0, split='tune', side=8)
     c.view.update(instruction=CHOICE, prompt_length=1024, text_length=96)
   c.inner = dict(
     documents='choice',
@@ -204,7 +204,8 @@ def base(c, tiny: bool, arc: bool):
   """A tiny model to begin with, from nothing: a writer of notes, or of choices, that knows how one asks."""
   if not tiny:
     raise ValueError('config argument arm=base: only size=tiny begins from nothing.')
-  c.data.update(source='world:solved' if arc else 'world:writers', world=dict(count=64000, seed=0, split='tune'))
+  c.data.source = 'world:solved' if arc else 'world:writers'
+  c.data.world = dict(count=64000, seed=0, split='tune')
   c.data.replay = ''
   c.view.update(prompt_length=8, text_length=128 if arc else 72)
   c.optimizer.update(lr=4e-3, schedule='cosine', warmup=0.1, end=0.1)
