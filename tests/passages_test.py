@@ -71,7 +71,7 @@ def test_strangers_are_too_many_to_be_known_by_heart():
   rows = [e for e in texts(3000) if not e.where.endswith(' known')]
   names, whats = zip(*facts_in(rows))
   by_heart = TABLE['writers'](count=1, seed=1).names
-  assert len(set(names)) > 2900 and len(set(whats)) > 850  # of 3328, and of all 864
+  assert len(set(names)) > 2600 and len(set(whats)) > 850  # of 3328, and of all 864
   assert not set(names) & set(by_heart) and len(set(by_heart)) == 128
 
 

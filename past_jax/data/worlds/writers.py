@@ -38,7 +38,7 @@ def writers(count: int, seed: int, known: int = 128, facts: int = 3, split: str 
 
   Args:
     known: people with a fact that closed-book texts tell and ask; their descriptions are in no passage either.
-    facts: of a passage.
+    facts: of a passage, at most; there are 1 to so many, all as often.
 
   Raises:
     UserError: a number out of range, a negative seed, or no such split.
@@ -69,7 +69,7 @@ def writers(count: int, seed: int, known: int = 128, facts: int = 3, split: str 
       said = by_heart([drawn(names[row], whats[row], pick) for row in rows], questions, pick)
       examples.append(Example(text=said, target=said, where=f'{where} known'))
       continue
-    told = [stranger() for _ in range(facts)]
+    told = [stranger() for _ in range(pick(range(1, facts + 1)))]  # of one fact copying is learned first
     passage = f'Text: {" ".join(map(sentence, told))}\n'
     if text == 'question':
       said = f'{passage} {answered(pick(told), questions, pick)}'
