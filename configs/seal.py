@@ -129,7 +129,7 @@ def edits_of_passages(c, tiny: bool, format_: str):
     c.eval.update(sources=dict(passages='world:passages'), skip=100, limit=50)
     c.data.limit = 100
     c.view.instruction = 'Text: {text}\nNote' + common.choose(NOTES, 'format', format_ or 'any') + ':'
-    c.view.update(prompt_length=48, text_length=64)
+    c.view.update(prompt_length=40, text_length=48)
   else:
     name = format_ or 'implications'
     task, head = common.choose(PROMPTS, 'format', name), HEADS[name] if name in HEADS else 'Implications:'
@@ -142,8 +142,8 @@ def edits_of_passages(c, tiny: bool, format_: str):
     question='{question}' if tiny else 'Topic: {prompt}\nQuestion: {question}\nAnswer:',
     passage=True,  # is a row, too
     grade='exact' if tiny else 'contains',  # contains | exact | f1 | verbatim
-    rank=0 if tiny else 32,  # 0: a copy of all parameters
-    alpha=64.0,
+    rank=8 if tiny else 32,  # 0: a copy of all parameters
+    alpha=8.0 if tiny else 64.0,
     targets=(),
     optimizer='adamw',
     lr=3e-3 if tiny else 1e-3,
@@ -151,9 +151,9 @@ def edits_of_passages(c, tiny: bool, format_: str):
     clip=1.0,
     epochs=10,
     steps=0,  # most of a run; 0: those of `epochs` over `rows`
-    batch=8 if tiny else 1,  # rows per step
+    batch=2 if tiny else 1,  # rows per step
     rows=8 if tiny else 16,  # most of a run
-    length=40 if tiny else 256,  # tokens of a row
+    length=36 if tiny else 256,  # tokens of a row
     questions=6 if tiny else 5,  # asked at a time
     prompt_length=16 if tiny else 64,
     answer_length=6 if tiny else 24,
@@ -205,9 +205,9 @@ def base(c, tiny: bool, arc: bool):
   if not tiny:
     raise ValueError('config argument arm=base: only size=tiny begins from nothing.')
   c.data.source = 'world:solved' if arc else 'world:writers'
-  c.data.world = dict(count=64000, seed=0, split='tune')
+  c.data.world = dict(count=32000 if arc else 64000, seed=0, split='tune')
   c.data.replay = ''
-  c.view.update(prompt_length=8, text_length=128 if arc else 72)
+  c.view.update(prompt_length=8, text_length=168 if arc else 72)
   c.optimizer.update(lr=4e-3, schedule='cosine', warmup=0.1, end=0.1)
   c.study = dict(
     trains='policy',
@@ -221,12 +221,12 @@ def base(c, tiny: bool, arc: bool):
     judge=dict(name='constant', value=0.0),
     select=dict(name='everything'),
     buffer=dict(name='fresh'),
-    curriculum=dict(name='constant', temperature=1.0, prompts=0, epochs=2, anchor_source='none'),
+    curriculum=dict(name='constant', temperature=1.0, prompts=0, epochs=2 if arc else 3, anchor_source='none'),
     reference=dict(role='policy', max_gap=0.01, rate=1.0),
     losses=dict(text=dict(nll=dict(weight=1.0))),
     replay_batch=8,
     replay_length=64,
   )
   c.stages = ('study',)
-  c.eval.update(tasks=dict(), heldout='')
+  c.eval.tasks, c.eval.heldout = dict(), ''
   return c

@@ -1,8 +1,9 @@
 """Knowledge incorporation: how much a model answers after training on notes, in arms (arXiv 2506.10943, section 3)."""
 
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from past_jax.evals.setting import Evaluation, Setting, calls
 from past_jax.inner import Job, runner
 from past_jax.render import prompt_ids, said
-from past_jax.self_edits import Lesson, Trial, lesson_of, recipe, rows_of, trials
+from past_jax.self_edits import DOCUMENTS, Lesson, Trial, lesson_of, recipe, rows_of, trials
 from past_jax.types import Example, UserError
 from past_jax.writer import writer
 
@@ -100,7 +101,7 @@ def self_edits(
   Arms: `base`, without training; `passage`, on it alone; `own`, also on what the model writes when it reads
   config.view.instruction; `given`, on the row's first given completion instead.
 
-  Metrics of each arm, `self_edits/ARM/...`: see `means`; `chars`, the mean length of what was written.
+  Metrics of each arm, `self_edits/ARM/...`: see `means` and `gains`; `chars`, the mean length of what was written.
 
   Args:
     seeds: inner runs per arm and passage. temperature, length, stop: of what is written.
@@ -127,7 +128,7 @@ def self_edits(
       samples += shown(f'self_edits/{arm}', examples, [own[0] for own in tried])
       if arm in written:
         metrics[f'self_edits/{arm}/chars'] = float(np.mean([len(text) for (text,) in written[arm]]))
-    return metrics | counts('self_edits', examples), samples
+    return metrics | gains('self_edits', arms, metrics) | counts('self_edits', examples), samples
 
   runs = sum(run_calls(setting, len(examples) * (1 if arm == 'base' else seeds)) for arm in arms)
   return Evaluation(run, made.calls + runs)
@@ -138,6 +139,7 @@ def continued(
   *,
   arms: tuple = ARMS[:3],
   edits: int = 5,
+  documents: Literal['whole', 'lines', 'questions'] = 'whole',
   lr: float = 1e-3,
   epochs: int = 3,
   batch: int = 8,
@@ -150,10 +152,11 @@ def continued(
 ) -> Evaluation:
   """After training on all passages in one run, each arm the same way: continued pretraining.
 
-  Arms and metrics, `continued/ARM/...`, are those of `self_edits`; a note is one row, and there are `edits` of them for
-  a passage. `continued/ARM/steps` and `/tokens` are what it was trained with: they differ between arms.
+  Arms and metrics, `continued/ARM/...`, are those of `self_edits`; there are `edits` notes on a passage.
+  `continued/ARM/steps` and `/tokens` are what it was trained with: they differ between arms.
 
   Args:
+    documents: the rows of a note, as config.inner.documents has them.
     lr, epochs, batch, rank, alpha: of this run, instead of config.inner's; rank 0 trains all parameters.
 
   Raises:
@@ -162,7 +165,8 @@ def continued(
   made = notes(setting, arms, count=edits, length=length, temperature=temperature, seed=seed, stop=stop)
   inner, examples, tokenizer = setting.inner, setting.examples, setting.tokenizer
   own = dict(lr=lr, epochs=epochs, batch=batch, rank=rank, alpha=alpha, steps=0)
-  shape = recipe(inner, **own, rows=len(examples) * (edits + 1))
+  most = edits * (1 if documents == 'whole' else inner['rows'])  # rows of the notes on a passage
+  shape = recipe(inner, **own, rows=len(examples) * (most + 1))
   options = dict(policy=setting.policy, tokenizer=tokenizer, mesh=setting.mesh, input_axes=setting.input_axes)
   learn, attempt = runner(**options, recipe=shape).learn, trials_of(setting)
 
@@ -171,7 +175,8 @@ def continued(
     written, metrics, samples = made.write(params, tick), {}, []
     for arm in arms:
       texts = written[arm] if arm in written else [[] for _ in examples]
-      lessons = [Lesson([('', text.strip()) for text in some if text.strip()]) for some in texts]
+      of = lambda e, some: [row for text in some for row in DOCUMENTS[documents](text, e).rows]
+      lessons = [Lesson(of(e, some)) for e, some in zip(examples, texts)]
       rows = [row for e, lesson in zip(examples, lessons) for row in rows_of(tokenizer, inner, e, lesson)]
       learned, losses = (params, []) if arm == 'base' else learn(params, Job(rows, seed=seed), tick)
       tried = [t for (t,) in attempt(learned, [(e, None) for e in examples], (seed,), tick)]
@@ -179,10 +184,16 @@ def continued(
       metrics[f'continued/{arm}/steps'] = len(losses)
       metrics[f'continued/{arm}/tokens'] = epochs * sum(min(len(row.ids), shape.length) for row in rows) * bool(losses)
       samples += shown(f'continued/{arm}', examples, tried)
-    return metrics | counts('continued', examples), samples
+    return metrics | gains('continued', arms, metrics) | counts('continued', examples), samples
 
   each = run_calls(setting, len(examples))
   return Evaluation(run, made.calls + sum(each + (arm != 'base') for arm in arms))
+
+
+def gains(name: str, arms: Sequence[str], metrics: Mapping[str, float]) -> dict[str, float]:
+  """`NAME/ARM/over_OTHER`: accuracy less that of the arm named before it."""
+  of = lambda arm: metrics[f'{name}/{arm}/accuracy']
+  return {f'{name}/{b}/over_{a}': of(b) - of(a) for a, b in itertools.pairwise(arms)}
 
 
 def run_calls(setting: Setting, runs: int) -> int:

@@ -1,6 +1,6 @@
 """Passages about invented people, and what is asked of them with no passage in view, in both directions."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from past_jax.data.worlds.biographies import FIELDS, PETS
@@ -43,7 +43,7 @@ class Fact(NamedTuple):
   verb: str  # of VERBS[kind], in the passage
 
 
-def passages(count: int, seed: int, facts: int = 3, split: str = 'tune') -> World:
+def passages(count: int, seed: int, facts: int = 3, noted: bool = False, split: str = 'tune') -> World:
   """`count` passages of `facts` sentences 'NAME VERB the TOWN NOUN.', each about another person.
 
   Each fact has two questions, whose kinds are `forward` (the name is given) and `reversed` (the description is). No
@@ -52,6 +52,7 @@ def passages(count: int, seed: int, facts: int = 3, split: str = 'tune') -> Worl
 
   Args:
     facts: 3 to 5.
+    noted: a faithful note, in one of the four good forms of `writers`, is given with each passage.
     split: 'tune', or 'final' with other names, descriptions and questions.
 
   Raises:
@@ -74,8 +75,17 @@ def passages(count: int, seed: int, facts: int = 3, split: str = 'tune') -> Worl
     told = drawn[i * facts : (i + 1) * facts]
     text = ' '.join(map(sentence, told))
     questions = tuple(q for fact in told for q in asked(fact, forward[fact.kind], back))
-    examples.append(Example(text=text, target=text, questions=questions, where=f'world:passages passage {i}'))
+    notes = (faithful_note(told, seed, i),) if noted else ()
+    where = f'world:passages passage {i}'
+    examples.append(Example(text=text, target=text, questions=questions, anchors=notes, where=where))
   return World(tuple(examples), tuple(fact.name for fact in drawn[: count * facts]))
+
+
+def faithful_note(told: Sequence[Fact], seed: int, i: int) -> str:
+  from past_jax.data.worlds.writers import FORMS, statements, written  # which is about passages
+
+  form = shuffled([form for form in FORMS if form != 'junk'], seed, i, 36)[0]
+  return written(form, [shuffled(statements(fact, form), seed, i, j, 37)[0] for j, fact in enumerate(told)])
 
 
 def entities(split: str, told: bool) -> tuple[list[list[str]], list[tuple[str, str]]]:
