@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from past_jax import build, checks, models, settings, train, update
 from past_jax.commands import study
 from past_jax.main import main
 from past_jax.metrics import rows
-from past_jax.types import Question
+from past_jax.types import Example, Question
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / 'golden'
@@ -48,6 +49,9 @@ ARGS = {  # file -> its arguments; any other file: its default and size=tiny
   + [f'size=tiny,{a}' for a in ('arm=triples,writer=policy', 'arm=segment_reversal', 'arm=recorded', 'arm=copy')],
   'dpo': ['', 'size=tiny', 'size=tiny,arm=sft', 'arm=sft+dpo'],
   'pit': [''] + [f'size=tiny{a}' for a in ('', ',arm=policy', ',gap=difference,depth=3', ',rl=dpo,easy=false')],
+  'seal': ['', 'task=arc', 'format=self_qa,judge=rubric']
+  + [f'size=tiny{a}' for a in ('', ',arm=base', ',arm=base,task=arc', ',task=arc', ',rl=grpo', ',rl=dpo,judge=random')]
+  + ['size=tiny,keep=improving,format=reversed'],
   'sharpen': [
     '',
     *(f'size=tiny,arm={arm}' for arm in ('sft', 'regression', 'dpo', 'xpo', 'bon')),
@@ -284,6 +288,50 @@ KEPT = {'name': 'all_pairs', 'ties': 'keep'}
 def test_check_names_the_key_and_what_to_do(edits, message):
   problems = checks.check(edited(*edits), devices=8)
   assert any(message in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+  ('edits', 'message'),
+  [
+    (
+      [('inner.documents', 'line')],
+      "config.inner.documents='line': choose one of lines, whole, .* Did you mean 'lines'",
+    ),
+    ([('inner.grade', 'right')], "config.inner.grade='right': choose one of contains, exact, f1, verbatim"),
+    ([('inner.until', 'stop')], "config.inner.until='stop': choose one of line, end"),
+    ([('inner.document', 'a text')], 'config.inner.document lacks {line}'),
+    ([('inner.question', 'Answer:')], 'config.inner.question lacks {question}'),
+    ([('inner.alpha', 0.0)], 'config.inner.alpha=0 scales the adapters away'),
+    ([('inner.optimizer', 'muon')], "config.inner.optimizer 'muon' orthogonalizes whole kernels"),
+    ([('inner.rank', -1)], 'config.inner.rank=-1 must be a whole number of at least 0'),
+    ([('inner.epoch', 3)], r'config.inner.epoch: there is no such key. Did you mean .epochs.\?'),
+    ([('study.judge.seeds', 0)], 'config.study.judge.seeds=0 must be a whole number of at least 1'),
+    ([('study.judge.reward', 'gains')], "config.study.judge.reward='gains': choose one of accuracy, gain, logp"),
+    ([('study.buffer', dict(name='append', size=100))], 'keeps scores of models that the policy no longer is'),
+  ],
+)
+def test_what_is_wrong_with_inner_runs_is_told(edits, message):
+  config = load('seal', 'size=tiny')
+  for key, value in edits:
+    *path, last = key.split('.')
+    section = config
+    for name in path:
+      section = section[name]
+    with section.unlocked():
+      section[last] = value
+  assert any(re.search(message, problem) for problem in checks.check(config, 1)), checks.check(config, 1)
+
+
+def test_a_judge_that_trains_needs_to_know_how():
+  config = load('seal', 'size=tiny')
+  with config.unlocked():
+    del config.inner
+  assert any("'inner_update' needs the section config.inner" in problem for problem in checks.check(config, 1))
+  bare = [Example(text='a', where='x.jsonl:1')]
+  assert any(
+    "'questions'" in problem and 'x.jsonl:1' in problem
+    for problem in checks.check_examples(load('seal', 'size=tiny'), bare)
+  )
 
 
 def test_micro_batches_fill_the_data_axes_of_the_mesh():
