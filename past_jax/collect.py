@@ -168,13 +168,15 @@ def score(c: Collector, params, batch: Batch, size: int, phase, tick):
   return concatenate(scored, len(batch.length_BxG))
 
 
-def judged(judge: Judge, weights, key, group: Group, examples: Sequence[Example]) -> Judgement:
+def judged(judge: Judge, weights, key, group: Group, examples: Sequence[Example], tick) -> Judgement:
   """Of all prompts; a judge that works on the host scores on each host its own share of them."""
+  if judge.ticks:
+    return judge.score(weights, key, group, examples, tick=tick)
   if not judge.on_host or not hosts.several():
-    return judge.score(weights, key, group, examples)
+    return tick(judge.score(weights, key, group, examples))
   own = hosts.share(len(examples), jax.process_index(), jax.process_count())
   judgement = judge.score(weights, key, rows_of(host(group), own), [examples[b] for b in own])
-  return hosts.gathered(judgement, len(examples))
+  return tick(hosts.gathered(judgement, len(examples)))
 
 
 def attach(c: Collector, weights, batch: Batch, sources, gap: float, phase, tick) -> Batch:
@@ -215,7 +217,7 @@ def collect(
   group = sample(c, weights, key_sample, rendered.sample, temperature, real, phase, tick)
   gap = sampler_gap(c, weights[reference.sampled_by], group) if reference.sampled_by else 0.0
   phase('judge')
-  judgement = tick(judged(c.judge, weights, key_judge, group, examples))
+  judgement = judged(c.judge, weights, key_judge, group, examples, tick)
   train = put_batch(c.mesh, rendered.train)
   selection, batch, metrics = c.select(key_select, group, judgement, train)
   batch = attach(c, weights, batch, {'ref_logps_BxGxT': reference, 'old_logps_BxGxT': old}, gap, phase, tick)

@@ -134,6 +134,8 @@ class Progress:
     parts = []
     if self._total is not None:
       parts.append(f'{self._done}/{self._total}')
+    elif self._done:
+      parts.append(f'{self._done}')
     if self._tokens and now > self._phase_start:
       parts.append(f'{self._tokens / (now - self._phase_start):,.0f} tok/s')
     return '  '.join([*parts, clock_text(now - self._start), f'left {clock_text(self.seconds_left())}'])

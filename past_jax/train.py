@@ -251,7 +251,7 @@ class Loop:
   def collect(self, stage: Stage, examples, rendered, plan) -> Collected:
     c, rounds = self.cursor, stage.rounds
     calls = lambda size: -(-len(examples) // size)
-    totals = {'sample': calls(stage.collector.prompts_per_call), 'judge': 1}
+    totals = {'sample': calls(stage.collector.prompts_per_call), 'judge': None if stage.collector.judge.ticks else 1}
     totals['reference'] = calls(stage.reference.chunk)
     totals['compile'] = len(stage.buckets)
 

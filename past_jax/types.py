@@ -214,6 +214,7 @@ class Judge(NamedTuple):
   One that learns has its weights in the role `judge`, which a stage with `trains='judge'` updates.
 
   With `on_host` it asks nothing of a device and sees no weights: each host scores its own prompts.
+  ticks: it makes many device calls: score takes tick=, which is given the arrays of each and returns them.
   lower: name -> (weights, group) -> a program of it for a group of these shapes, lowered; {}: it has none.
   """
 
@@ -221,6 +222,7 @@ class Judge(NamedTuple):
   on_current_policy: bool = False
   on_host: bool = False
   lower: Mapping[str, Callable] = {}
+  ticks: bool = False
 
 
 class Update(NamedTuple):

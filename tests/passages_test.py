@@ -211,3 +211,12 @@ def test_the_worlds_never_change():
     'Odalys Ashgrave keeps the Dunvessel tabby. Orsolo Ennisvar was taught the Stallowick algebra. '
     'Cyrene Jarrowe owns the Norrenfell lizard.'
   )
+
+
+def test_notes_that_are_given_are_faithful():
+  plain, noted = (passages(count=40, seed=1, noted=on).examples for on in (False, True))
+  assert all(not a.anchors and a.text == b.text and a.questions == b.questions for a, b in zip(plain, noted))
+  notes = [note for example in noted for note in example.anchors]
+  assert len(notes) == 40
+  assert all(writers.faithful(note, example) == 1 for note, example in zip(notes, noted))
+  assert {writers.form(note) for note in notes} == set(writers.FORMS) - {'junk'}

@@ -228,6 +228,9 @@ def test_arms_of_single_passages(policy, params, one_device, setting):
     np.testing.assert_allclose(metrics[f'self_edits/{arm}/logp'], logps, rtol=1e-3)
   base = [run(params, [Job((), q)])[0].logps for q in asked]
   np.testing.assert_allclose(metrics['self_edits/base/logp'], np.mean(base), rtol=1e-5)
+  of = lambda arm: metrics[f'self_edits/{arm}/accuracy']
+  assert metrics['self_edits/own/over_passage'] == of('own') - of('passage')
+  assert metrics['self_edits/given/over_own'] == of('given') - of('own')
   assert metrics['self_edits/n'] == 3 and metrics['self_edits/questions'] == 6
   assert metrics['self_edits/own/logp'] != metrics['self_edits/passage/logp']
   assert {'forward', 'reversed'} < {name.rpartition('/')[2] for name in metrics}

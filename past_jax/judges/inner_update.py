@@ -58,7 +58,7 @@ def inner_update(
     raise UserError("the judge 'inner_update' needs the section config.inner: see configs/seal.py.")
   attempt = trials(policy=policy, tokenizer=tokenizer, mesh=mesh, inner=inner, input_axes=input_axes)
 
-  def score(weights, key, group, examples) -> Judgement:
+  def score(weights, key, group, examples, tick=lambda arrays: arrays) -> Judgement:
     B, G = group.length_BxG.shape
     if lacking := [example.where or f'row {b}' for b, example in enumerate(examples) if not example.questions]:
       raise UserError(f'{lacking[0]}: judge inner_update asks the questions of a row, and this one has none.')
@@ -76,7 +76,7 @@ def inner_update(
         else:
           places[b, g] = len(wanted)
           wanted.append((example, lesson))
-    tried = attempt(weights[role], wanted, numbers)
+    tried = attempt(weights[role], wanted, numbers, tick)
 
     Q = max(len(example.questions) for example in examples)
     K = max((len(t.losses) for some in tried for t in some), default=0)
@@ -104,4 +104,4 @@ def inner_update(
     )
 
   lower = {f'judge: {name}': lambda weights, group, of=of: of(weights[role]) for name, of in attempt.lower.items()}
-  return Judge(score, on_current_policy=role == 'policy', lower=lower)
+  return Judge(score, on_current_policy=role == 'policy', lower=lower, ticks=True)
