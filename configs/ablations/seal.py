@@ -22,7 +22,7 @@ SINGLE = dict(arms=('base', 'passage', 'own', 'given'), seeds=3, length=48)
 ALL = dict(arms=('base', 'passage', 'own'), edits=5, documents='lines', lr=1e-3, epochs=10, batch=16, rank=0, length=48)
 CHAIN = dict(arms=('plain', 'replay', 'kl'), passages=8, sequences=6, length=48)
 FORMATS = ('paraphrase', 'reversed', 'questions')
-ORACLE = 'basic=1 size=0 chain=0 repeat=0 loss=outputs lr=0.001 epochs=8'
+ORACLE = 'basic=1 size=0 chain=0 repeat=0 loss=all lr=0.001 epochs=8'
 
 
 def notes(args: str = '', tasks=None, **keys) -> Arm:
@@ -47,7 +47,15 @@ def get_sweep() -> Sweep:
       'one_run': notes(',seeds=1'),
       'nine_runs': notes(',seeds=9'),
       'by_logp': notes(',reward=logp'),
-      'choices': Arm('configs/seal.py:size=tiny,task=arc', start='chooser'),
+      'choices': Arm(
+        'configs/seal.py:size=tiny,task=arc,keep=improving,seeds=1',
+        {
+          'data.world': dict(count=150, seed=0, choice=ORACLE, split='tune'),
+          'study.curriculum.epochs': 8,
+          'eval.tasks': {'self_edits': dict(arms=('base', 'own', 'given'), seeds=1, length=80)},
+        },
+        start='chooser',
+      ),
     },
     claims=(
       Claim('F1', (level('trained', 'before:self_edits/passage/over_base', '0', against=0.0, margin=0.03),)),

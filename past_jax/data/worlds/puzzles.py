@@ -5,6 +5,7 @@ what there is to learn from. A frame of colour 0 (`size`) says that 0 stays 0, w
 (`chain`) are another rule.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 
@@ -33,6 +34,7 @@ def puzzles(
   pairs: int = 3,
   tests: int = 4,
   shown: bool = False,
+  choice: str = '',
 ) -> World:
   """`count` puzzles of `pairs` demonstrations; a question, '120/011/201>', is a test input alone, its answer a grid.
 
@@ -45,6 +47,7 @@ def puzzles(
     side: 2 to 5 rows and columns.
     pairs: demonstrations, 1 to 8; tests: questions, 1 to 8.
     shown: questions have the demonstrations in view.
+    choice: one that is given with every puzzle.
 
   Raises:
     UserError: a number out of range, a negative seed or no such split.
@@ -55,7 +58,8 @@ def puzzles(
   examples = []
   for i in range(count):
     task = _task(rules[1 + odd :: 3], (side, pairs, tests), fits, seed, i, 81)
-    examples.append(task_example(task, REQUEST, f'world:puzzles row {i}', 'puzzles', shown))
+    example = task_example(task, REQUEST, f'world:puzzles row {i}', 'puzzles', shown)
+    examples.append(dataclasses.replace(example, anchors=(choice,) if choice else ()))
   return World(tuple(examples))
 
 
