@@ -1,17 +1,20 @@
-"""Self-edits judged per minute: inner runs stacked in one program against the same program with one run at a time.
+"""Self-edits judged per minute: inner runs stacked in one program against the same program with one run at a time, and
+against a loop that calls the device for every training step and every question, as trainers and servers do.
 
     python scripts/bench_inner.py --model tiny
     python scripts/bench_inner.py --model smollm2 --chunk 16 --alone 6
     python scripts/bench_inner.py --model tiny --tokens 16,32,64,128      a sweep over the length of an edit
 
 Each edit is one row of `tokens` tokens, trained on for `steps` steps (adapters of `rank`, Adam), then `questions`
-prompts of `prompt` tokens are answered greedily in `answer` tokens, and an expected answer's log-prob taken. Both arms
-are compiled and warm, and take turns `pairs` times; seconds are the least. Alone, `alone` of the edits are run and the
-rest extrapolated. Training and answering are timed apart. Bytes are XLA's own: what the programs need for a further
-adapter beside the model, and the adapter with its moments. A table goes to stderr, one JSON object to stdout.
+prompts of `prompt` tokens are answered greedily in `answer` tokens, and an expected answer's log-prob taken. All arms
+are compiled and warm, and take turns `pairs` times; seconds are the least. Alone and step by step, `alone` of the edits
+are run and the rest extrapolated. Training and answering are timed apart. Bytes are XLA's own: what the programs need
+for a further adapter beside the model, and the adapter with its moments. A table goes to stderr, JSON to stdout.
 """
 
 import argparse
+import dataclasses
+import functools
 import json
 import sys
 import time
@@ -38,9 +41,12 @@ def best(pairs: int, *calls) -> list[float]:
 
 def measure(args, tokens: int) -> dict:
   import jax
+  import jax.numpy as jnp
+  import optax
 
-  from past_jax import heap, mesh, models
+  from past_jax import heap, lora, mesh, models
   from past_jax.inner import Recipe, Work, inner_update
+  from past_jax.logps import group_logps
   from past_jax.models.transformer import INPUT_AXES
   from past_jax.types import Prompts
 
@@ -85,11 +91,56 @@ def measure(args, tokens: int) -> dict:
     found = answer()  # compiled and warm
     return train, answer, np.concatenate([np.asarray(logps) for logps, _ in found])
 
+  one_question = inner_update(
+    model.policy, model.tokenizer.plain(''), dataclasses.replace(recipe, questions=1), INPUT_AXES
+  )
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight_decay=0.0))
+  empty = model.tokenizer.plain('')
+  before = Prompts(np.array([empty or [0]], np.int32), np.array([len(empty)], np.int32))
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def step(leaves, moments, params, ids_L):
+    def loss(leaves):
+      rows = before, ids_L[None, None], jnp.array([[tokens]])
+      return -group_logps(model.policy, lora.attach(params, leaves, 1.0), *rows).sum() / tokens
+
+    updates, moments = optimizer.update(jax.grad(loss)(leaves), moments, leaves)
+    return optax.apply_updates(leaves, updates), moments
+
+  begin = jax.jit(
+    lambda seed: lora.init(jax.random.key(seed), params, targets=(), rank=args.rank, input_axes=INPUT_AXES)
+  )
+  start = jax.jit(optimizer.init)
+
+  def stepwise(count: int):
+    """Training and answering, one call of the device per step and per question, results read each time."""
+    trained = []
+    single = lambda n, q: jax.tree.map(lambda x: x[n : n + 1, q : q + 1], asked)
+
+    def train():
+      trained.clear()
+      for n in range(count):
+        leaves = begin(n)
+        moments = start(leaves)
+        for _ in range(K):
+          leaves, moments = step(leaves, moments, params, work.ids_NxRxL[n, 0])
+        trained.append(jax.tree.map(lambda x: x[None], jax.block_until_ready(leaves)))
+
+    def answer():
+      for n in range(count):
+        for q in range(Q):
+          jax.device_get(one_question.ask(params, trained[n], *single(n, q)))
+
+    train()
+    answer()
+    return train, answer
+
   chunk, alone = min(args.chunk, N), min(args.alone, N)
   many, one = calls(chunk, N), calls(1, alone)
   gap = float(np.abs(many[2][:alone] - one[2]).max())
-  train, answer, train_1, answer_1 = best(args.pairs, *many[:2], *one[:2])
-  train_1, answer_1 = train_1 * N / alone, answer_1 * N / alone
+  loop = stepwise(alone)
+  train, answer, *slow = best(args.pairs, *many[:2], *one[:2], *loop)
+  train_1, answer_1, train_s, answer_s = (seconds * N / alone for seconds in slow)
   memory = {}
   for size in (1, chunk):
     leaves = jax.eval_shape(program.fit, params, part(work, 0, size))[0]
@@ -110,6 +161,8 @@ def measure(args, tokens: int) -> dict:
     'edits_per_minute': 60 * N / (train + answer),
     'edits_per_minute_alone': 60 * N / (train_1 + answer_1),
     'ratio': (train_1 + answer_1) / (train + answer),
+    'edits_per_minute_stepwise': 60 * N / (train_s + answer_s),
+    'ratio_stepwise': (train_s + answer_s) / (train + answer),
     'ratio_train': train_1 / train,
     'ratio_answer': answer_1 / answer,
     'logp_gap': gap,
@@ -130,13 +183,25 @@ def main():
     parser.add_argument(f'--{name}', type=int, default=default)
   args = parser.parse_args()
   found = [measure(args, int(tokens)) for tokens in args.tokens.split(',')]
-  table = Table('tokens', 'edits/min', 'alone', 'ratio', 'train', 'answer', 'MiB a run, train', 'answer', 'gap, nats')
+  table = Table(
+    'tokens',
+    'edits/min',
+    'alone',
+    'stepwise',
+    'ratio to it',
+    'to alone',
+    'train',
+    'answer',
+    'MiB a run, train',
+    'answer',
+    'gap, nats',
+  )
   for row in found:
-    rates = f'{row["edits_per_minute"]:.0f}', f'{row["edits_per_minute_alone"]:.0f}'
-    ratios = [f'{row[key]:.2f}' for key in ('ratio', 'ratio_train', 'ratio_answer')]
+    rates = [f'{row[f"edits_per_minute{of}"]:.0f}' for of in ('', '_alone', '_stepwise')]
+    ratios = [f'{row[key]:.2f}' for key in ('ratio_stepwise', 'ratio', 'ratio_train', 'ratio_answer')]
     sizes = [f'{row[key] / 2**20:.1f}' for key in ('train_bytes_per_adapter', 'answer_bytes_per_adapter')]
     table.add_row(str(row['tokens']), *rates, *ratios, *sizes, f'{row["logp_gap"]:.1e}')
-  Console(stderr=True, width=120).print(table)
+  Console(stderr=True, width=140).print(table)
   print(json.dumps(found))
 
 
