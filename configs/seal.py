@@ -7,7 +7,7 @@
     keep the best of each passage
     epochs x minibatches of NLL(edit)               view: the instruction + the passage (ReST-EM)
 
-  past study --config=configs/seal.py --workdir=runs/seal --config.data.source=train.jsonl   title, context, questions
+  past study --config=configs/seal.py --workdir=runs/seal      train.jsonl, validation.jsonl: title, context, questions
   past study --config=configs/seal.py:size=tiny,arm=base --workdir=runs/writer         a model that takes notes, then
   past export --workdir=runs/writer --out=runs/writer/model
   past study --config=configs/seal.py:size=tiny --workdir=runs/seal --config.model.spec=runs/writer/model
@@ -21,8 +21,8 @@ Arguments
   keep=best | improving    the best edit of a passage | all after which it is answered better than before
   rl=rest_em | grpo | rloo | dpo     NLL of what is kept | policy gradients of the scores, with beta | DPO of the best
                     against the worst
-  judge=inner_update | rubric | likelihood_gain | random     trains | a model's marks (tiny: those of a rule), without
-                    training | how much likelier the answers are with the edit in view | control
+  judge=inner_update | rubric | likelihood_gain | random     trains | a model's marks, without training | how much
+                    likelier the answers are with the edit in view | control (tiny, also rule: knows what is true)
   reward=accuracy | gain | logp     of inner_update: see past_jax/judges/inner_update.py
   seeds=3           inner runs per edit: judge/noise in metrics.jsonl is the share of chance in differences of scores
 
@@ -42,15 +42,8 @@ PROMPTS = {  # "Let's read the following passage and ...", as published, appendi
   'rewrite': 'rewrite it in a few different ways, each one separated by a newline.',
   'self_qa': 'rewrite it in a question-answer format.',
 }
-HEADS = {'rewrite': 'Rewritten passages:', 'self_qa': 'Question 1:'}  # others: Implications:
+HEADS = {'rewrite': 'Rewritten passages:', 'self_qa': 'Questions and answers:'}  # others: Implications:
 NOTES = {'any': '', 'copy': ' said', 'paraphrase': ' new', 'reversed': ' turned', 'questions': ' asked'}
-CHOICE = """\
-Demonstrations of a task on grids:
-{text}
-
-Say how to train on them before the task is solved, as JSON: which augmentations (basic, size, chain, repeat: true or \
-false), loss ("all" or "outputs"), lr (a learning rate) and epochs.
-Answer: {"""
 
 
 def get_config(arg=''):
@@ -81,10 +74,13 @@ def get_config(arg=''):
 
   group = 5
   inner = dict(name='inner_update', role='policy', seeds=a.seeds, reward='gain' if a.keep == 'improving' else a.reward)
+  if a.keep == 'improving' and (a.rl != 'rest_em' or a.judge != 'inner_update' or a.reward == 'logp'):
+    raise ValueError('config argument keep=improving is about rl=rest_em and the accuracy of judge=inner_update.')
   gain = dict(name='likelihood_gain', target='answers', role='base', max_overlap=1.0, target_length=48 if tiny else 96)
   rule = dict(name='text', rule='function', pattern='', function='past_jax.data.worlds.writers:faithful')
-  rubric = rule if tiny else dict(name='rubric', role='base')
+  rubric = dict(name='rubric', role='base', prompt_length=96 if tiny else 640)
   judges = {'inner_update': inner, 'rubric': rubric, 'likelihood_gain': gain, 'random': dict(name='random')}
+  judges |= {'rule': rule} if tiny and not arc else {}
   keep = {'best': dict(name='top_k', k=1), 'improving': dict(name='top_k', k=group, above=0.0)}
   keep = common.choose(keep, 'keep', a.keep)
   all_, pairs = dict(name='everything'), dict(name='best_vs', other='worst', nll='none')
@@ -116,7 +112,7 @@ def get_config(arg=''):
   )
   c.stages = ('study',)
   arms = ('base', 'own') if arc else ('base', 'passage', 'own')
-  c.eval.tasks = dict(self_edits=dict(arms=arms, seeds=1, length=c.view.text_length))
+  c.eval.tasks = dict(self_edits=dict(arms=arms, seeds=1, length=c.view.text_length, top_p=sampler['top_p']))
   c.eval.update(prompt_length=64, answer_length=16, chunk=50 if tiny else 5)
   c.eval.heldout = '' if tiny else 'general'
   return c
@@ -136,6 +132,7 @@ def edits_of_passages(c, tiny: bool, format_: str):
     c.view.instruction = f"Let's read the following passage and {task}\n\nPassage:\n{{text}}\n\n{head}\n"
     c.view.update(prompt_length=384, text_length=192)
     c.data.update(source='train.jsonl', text='context', prompt='title', questions='questions')
+    c.eval.update(sources=dict(passages='validation.jsonl'), limit=20)
   c.inner = dict(
     documents='questions' if format_ == 'self_qa' else 'lines',  # rows of an edit: lines | whole | questions | choice
     document='{line}' if tiny else '{prompt}\n{line}',  # a row; {prompt} is a passage's title
@@ -172,8 +169,10 @@ def edits_of_tasks(c, tiny: bool, format_: str):
     c.data.limit = 100
     c.view.update(instruction='{prompt}', prompt_length=112, text_length=80)
   else:
-    c.data.source, c.data.world = 'world:arc', dict(count=100, seed=0, split='tune', side=8)
-    c.view.update(instruction=CHOICE, prompt_length=1024, text_length=96)
+    c.data.source, c.data.world = 'world:arc', dict(count=70, seed=0, split='tune', side=8)
+    c.eval.update(sources=dict(arc='world:arc'), skip=50, limit=20)
+    c.data.limit = 50
+    c.view.update(instruction='{prompt}', prompt_length=1024, text_length=96)
   c.inner = dict(
     documents='choice',
     document='{line}',
@@ -190,8 +189,8 @@ def edits_of_tasks(c, tiny: bool, format_: str):
     epochs=1,
     steps=192 if tiny else 375,  # a choice that asks for more is none
     batch=2,
-    rows=96,
-    length=48 if tiny else 1024,
+    rows=96 if tiny else 224,
+    length=88 if tiny else 1024,
     questions=4 if tiny else 3,
     prompt_length=24 if tiny else 1024,
     answer_length=16 if tiny else 96,

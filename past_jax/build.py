@@ -19,6 +19,7 @@ from past_jax import (
   render,
   scores,
   selects,
+  self_edits,
   update,
 )
 from past_jax.buffer import Buffer
@@ -175,6 +176,8 @@ def build(
     UserError: what a component says about its keys.
   """
   mesh_ = mesh.make(config.mesh)
+  if 'inner' in config:
+    self_edits.refuse_long(model.tokenizer, inner_of(config), examples)
   trained, whole = build_adapters(config)
   evaluate, calls, eval_roles = build_evaluation(config, model, mesh_, examples if asked is None else asked)
   stages = build_stages(config, model, mesh_, whole, len(examples), teacher)

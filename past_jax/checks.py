@@ -26,6 +26,7 @@ from past_jax import (
   update,
 )
 from past_jax.data import sources, worlds
+from past_jax.data.grids import example_task
 from past_jax.data.worlds.general import general
 from past_jax.drafts import SAMPLED
 from past_jax.grading import GRADES
@@ -226,6 +227,10 @@ def inner_problems(inner: Mapping) -> list[str]:
       out.append(f'config.inner.{key} lacks {name}.')
   if inner['rank'] and not inner['alpha']:
     out.append('config.inner.alpha=0 scales the adapters away: rank is a good value.')
+  if inner['targets'] and not inner['rank']:
+    out.append('config.inner.targets are set, but rank=0 trains all parameters: set config.inner.rank too.')
+  if not all(isinstance(target, str) for target in inner['targets']):
+    out.append(f'config.inner.targets={inner["targets"]!r} must be regular expressions.')
   if inner['optimizer'] == 'muon' and inner['rank']:
     out.append("config.inner.optimizer 'muon' orthogonalizes whole kernels, and with rank above 0 none is trained.")
   return out
@@ -457,6 +462,13 @@ def check_examples(config, examples: Sequence[Example]) -> list[str]:
         needs.setdefault('anchors', f'{at}.curriculum.draft')
         paired |= {f'{at}.curriculum.draft'}
   out = []
+  if 'inner' in config and config.inner.documents == 'choice':
+    for example in examples:
+      try:
+        example_task(example)
+      except UserError as error:
+        out.append(f"config.inner.documents='choice' trains on tasks on grids. {error}.")
+        break
   for name in config.stages:
     s, at = config[name], f'config.{name}'
     held, rows = component(buffer.TABLE, s.buffer, at), [rows_of(p, s.batch) for p in plans_of(s, len(examples))[1]]
@@ -529,6 +541,11 @@ def check_model(config, model: models.Model) -> list[str]:
       lora.choose(jax.eval_shape(model.policy.init, jax.random.key(0)), config.model.lora.targets)
     except UserError as error:
       out.append(f'config.model.lora.targets: {error}')
+  if 'inner' in config and config.inner.rank:
+    try:
+      lora.choose(jax.eval_shape(model.policy.init, jax.random.key(0)), config.inner.targets)
+    except UserError as error:
+      out.append(f'config.inner.targets: {error}')
   tensor = config.mesh.tensor
   if tensor > 0 and (c.heads % tensor or c.kv_heads % tensor):
     out.append(f'config.mesh.tensor={tensor} does not divide the {c.heads} and {c.kv_heads} heads of the model.')

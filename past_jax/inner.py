@@ -18,7 +18,7 @@ import optax
 
 from past_jax import lora
 from past_jax.logps import group_logps, token_mask
-from past_jax.mesh import BATCH, batch_ways, constrain, host, put_batch, stacked
+from past_jax.mesh import BATCH, batch_ways, constrain, host, put, put_batch, stacked
 from past_jax.text import Tokenizer, pack_completions, pack_prompts
 from past_jax.types import Array, Params, Policy, Prompts, UserError, device_type
 from past_jax.update import OPTIMIZERS
@@ -157,11 +157,13 @@ class Inner(NamedTuple):
   fit   (params, Work) -> (leaves, each [N, ...], losses_NxK); NaN where a run has no such step
   ask   (params, leaves, prompts of N x Q, (answers_NxQxT, length_NxQ)) -> (logps_NxQ, ids_NxQxT)
   merge (params, leaves, n) -> params of the n-th run, a model
+  plain (params) -> the model with its adapters merged; without any, itself
   """
 
   fit: Callable
   ask: Callable
   merge: Callable
+  plain: Callable
 
 
 def inner_update(policy: Policy, empty: Sequence[int], recipe: Recipe, input_axes) -> Inner:
@@ -263,7 +265,8 @@ def inner_update(policy: Policy, empty: Sequence[int], recipe: Recipe, input_axe
   def merge(params, leaves, n):
     return lora.merged(whole(lora.merged(params), jax.tree.map(lambda x: x[n], leaves)))
 
-  return Inner(fit, ask, merge)
+  plain = lambda params: jax.jit(lora.merged)(params) if lora.is_adapters(params) else params
+  return Inner(fit, ask, merge, plain)
 
 
 class Runner(NamedTuple):
@@ -356,7 +359,7 @@ def runner(*, policy: Policy, tokenizer: Tokenizer, mesh, recipe: Recipe, input_
     ]
 
   def run(params, jobs: Sequence[Job], tick: Callable = lambda arrays: arrays) -> list[Outcome]:
-    size = r.chunk
+    size, params = r.chunk, program.plain(params)
     order = sorted(range(len(jobs)), key=lambda n: -steps_of(jobs[n]))
     out: list = [None] * len(jobs)
     for start in range(0, len(jobs), size):
@@ -369,7 +372,9 @@ def runner(*, policy: Policy, tokenizer: Tokenizer, mesh, recipe: Recipe, input_
   def learn(params, job: Job, tick: Callable = lambda arrays: arrays):
     ways = batch_ways(mesh)  # the fewest runs that can be split over the devices
     leaves, losses = tick(program.fit(params, put_batch(mesh, work_of([job] + [Job()] * (ways - 1)))))
-    return program.merge(params, leaves, 0), host(losses)[0, : steps_of(job)].tolist()
+    # Laid out as it was: what comes of replicated leaves would be replicated.
+    learned = put(program.merge(params, leaves, 0), jax.tree.map(lambda x: x.sharding, lora.detach(params)))
+    return learned, host(losses)[0, : steps_of(job)].tolist()
 
   def lower_fit(params):
     return program.fit.lower(params, work_of([Job()] * r.chunk))

@@ -131,9 +131,15 @@ def merge(params: Params, adapters: Params, scale: float) -> Params:
 def merged(params: Params) -> Params:
   """`merge` of what `attach` made; a model without adapters as it is."""
   if 'lora_a' in params:
-    rest = {name: x for name, x in params.items() if name not in ('lora_a', 'lora_b')}
-    return {**rest, 'kernel': (rest['kernel'] + product(rest['kernel'], params)).astype(rest['kernel'].dtype)}
+    kernel = params['kernel']
+    return {**detach(params), 'kernel': (kernel + product(kernel, params)).astype(kernel.dtype)}
   return {name: merged(x) if isinstance(x, Mapping) else x for name, x in params.items()}
+
+
+def detach(params: Params) -> Params:
+  """What `attach` was given."""
+  rest = {name: x for name, x in params.items() if name not in ('lora_a', 'lora_b')}
+  return {name: detach(x) if isinstance(x, Mapping) else x for name, x in rest.items()}
 
 
 def unmerge(params: Params, adapters: Params, scale: float) -> Params:

@@ -79,7 +79,7 @@ def lesson_of(inner: Mapping[str, Any], edit: str, example: Example) -> Lesson |
   lesson = DOCUMENTS[inner['documents']](edit, example)
   if lesson is None or lesson.epochs is None:
     return lesson
-  steps = lesson.epochs * -(-len(lesson.rows) // inner['batch'])
+  steps = lesson.epochs * -(-min(len(lesson.rows), inner['rows']) // inner['batch'])
   return lesson if steps <= recipe(inner).most_steps else None
 
 
@@ -95,7 +95,7 @@ def trials(
     inner: config.inner. changed: keys of its `Recipe` that are others here.
 
   Raises:
-    UserError: an unknown way to grade, and as `inner.runner`.
+    UserError: an unknown way to grade, and as `inner.runner`; from `attempt`, as `refuse_long`.
   """
   if inner['grade'] not in GRADES:
     raise UserError(f'config.inner.grade={inner["grade"]!r}: choose one of {", ".join(GRADES)}.')
@@ -104,13 +104,14 @@ def trials(
   inner_runs = runner(policy=policy, tokenizer=tokenizer, mesh=mesh, recipe=made, input_axes=input_axes)
 
   def attempt(params, wanted: Sequence[tuple[Example, Lesson | None]], seeds: Sequence[int], tick=lambda x: x):
+    refuse_long(tokenizer, inner, [example for example, _ in wanted])
     jobs, places = {}, []  # job -> its number
     for example, lesson in wanted:
       asked = tuple(questions_of(tokenizer, inner, example))
       if lesson is None:
         made = [Job(asked=asked)] * len(seeds)
       else:
-        own = rows_of(tokenizer, inner, example, lesson)
+        own, _ = rows_of(tokenizer, inner, example, lesson)
         made = [Job(own, asked, seed, lesson.lr, lesson.epochs) for seed in seeds]
       places.append([jobs.setdefault(job, len(jobs)) for job in made])
     outcomes = inner_runs.run(params, list(jobs), tick)
@@ -131,8 +132,33 @@ def questions_of(tokenizer: Tokenizer, inner: Mapping[str, Any], example: Exampl
   return [Asked(ask(q), tuple(tokenizer.encode(' ' + q.answer))) for q in example.questions]
 
 
-def rows_of(tokenizer: Tokenizer, inner: Mapping[str, Any], example: Example, lesson: Lesson) -> tuple[Row, ...]:
-  """The rows of a lesson, in the template config.inner.document, and the passage, last, if config.inner.passage."""
+def refuse_long(tokenizer: Tokenizer, inner: Mapping[str, Any], examples: Sequence[Example]) -> None:
+  """Questions are asked whole.
+
+  Raises:
+    UserError: one, or its answer, does not fit the lengths of config.inner.
+  """
+  for key, part in (('prompt_length', 0), ('answer_length', 1)):
+    sizes = [(len(asked[part]), e.where) for e in examples for asked in questions_of(tokenizer, inner, e)]
+    long = [size for size in sizes if size[0] > inner[key]]
+    if long:
+      most, where = max(long)
+      what = ('questions', 'answers')[part]
+      raise UserError(
+        f'config.inner.{key}={inner[key]} is too short for {len(long)} of {len(sizes)} {what}: the longest, '
+        f'{where or "of a row"}, has {most} tokens.'
+      )
+
+
+def rows_of(
+  tokenizer: Tokenizer, inner: Mapping[str, Any], example: Example, lesson: Lesson, most: int = 0
+) -> tuple[tuple[Row, ...], int]:
+  """The rows of a lesson, in the template config.inner.document, and the passage, last, if config.inner.passage.
+
+  Returns:
+    (at most `most` rows, 0: config.inner.rows, how many of the lesson's are left out or cut at config.inner.length);
+    a row of which nothing would be learned is left out, the passage is not.
+  """
 
   def row(read: str, learned: str) -> Row:
     if read:
@@ -141,5 +167,8 @@ def rows_of(tokenizer: Tokenizer, inner: Mapping[str, Any], example: Example, le
     text = fill(inner['document'], example, line=learned)
     return Row((*tokenizer.encode(text, start=True), tokenizer.eos_id))
 
-  passage = [('', example.text)] * bool(inner['passage'] and example.text)
-  return tuple(row(*texts) for texts in (*lesson.rows, *passage))
+  passage = [row('', example.text)] * bool(inner['passage'] and example.text)
+  made = [row(*texts) for texts in lesson.rows]
+  kept = [one for one in made if one.start < inner['length']][: (most or inner['rows']) - len(passage)]
+  cut = len(made) - len(kept) + sum(len(one.ids) > inner['length'] for one in kept)
+  return (*kept, *passage), cut

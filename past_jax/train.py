@@ -693,7 +693,7 @@ def group_rows(run: Run, stage: Stage, c: Cursor, examples, rendered, group, jud
         'round': c.round + 1,
         'text': example.text or example.prompt,
         'prompt': prompt,
-        'questions': [[q.question, q.answer] for q in example.questions],
+        **({'questions': [[q.question, q.answer] for q in example.questions]} if 'after' in judgement.info else {}),
         'completions': completions,
       }
     )

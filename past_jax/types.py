@@ -109,7 +109,7 @@ class Judgement:
   """Scores; higher is better, NaN abstains. `info` is for people (log, report), nothing downstream reads it."""
 
   score_BxG: Array  # float32
-  var_BxG: Array | None = None  # of the score, a mean over judge seeds
+  var_BxG: Array | None = None  # of the score, a mean over judge seeds, as far as it sets members apart
   wins_BxGxG: Array | None = None  # [b, i, j]: probability that i beats j
   info: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # name -> [B, G] or [B, G, n] float32
 

@@ -13,7 +13,15 @@ from past_jax.types import Policy, Prompts, UserError
 
 
 def writer(
-  *, policy: Policy, tokenizer, mesh, prompt_length: int, length: int, chunk: int, stop: Sequence[str] = ()
+  *,
+  policy: Policy,
+  tokenizer,
+  mesh,
+  prompt_length: int,
+  length: int,
+  chunk: int,
+  stop: Sequence[str] = (),
+  top_p: float = 1.0,
 ) -> Callable[..., list[str]]:
   """Returns write(params, key, rows, temperature, tick) -> a text for each row, without the token that ended it.
 
@@ -26,11 +34,12 @@ def writer(
     length: tokens of a completion at most, its end included.
     chunk: prompts per call; the last call is filled up. A multiple of the devices of the mesh axes data x fsdp.
     stop: texts of one token each that end a completion besides the tokenizer's own end tokens.
+    top_p: of the nucleus that is sampled from.
 
   Raises:
     UserError: a stop text of several tokens; from `write`, an empty prompt.
   """
-  generate = sampler(policy=policy, tokenizer=tokenizer, role='model', group=1, length=length, stop=stop)
+  generate = sampler(policy=policy, tokenizer=tokenizer, role='model', group=1, length=length, stop=stop, top_p=top_p)
   stops = {tokenizer.encode(text)[0] for text in stop}
 
   @jax.jit

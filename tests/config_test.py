@@ -15,7 +15,7 @@ from past_jax import build, checks, models, settings, train, update
 from past_jax.commands import study
 from past_jax.main import main
 from past_jax.metrics import rows
-from past_jax.types import Example, Question
+from past_jax.types import Example, Question, UserError
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / 'golden'
@@ -301,6 +301,7 @@ def test_check_names_the_key_and_what_to_do(edits, message):
     ([('inner.until', 'stop')], "config.inner.until='stop': choose one of line, end"),
     ([('inner.document', 'a text')], 'config.inner.document lacks {line}'),
     ([('inner.question', 'Answer:')], 'config.inner.question lacks {question}'),
+    ([('inner.targets', ('q$',)), ('inner.rank', 0)], 'config.inner.targets are set, but rank=0'),
     ([('inner.alpha', 0.0)], 'config.inner.alpha=0 scales the adapters away'),
     ([('inner.optimizer', 'muon')], "config.inner.optimizer 'muon' orthogonalizes whole kernels"),
     ([('inner.rank', -1)], 'config.inner.rank=-1 must be a whole number of at least 0'),
@@ -322,12 +323,27 @@ def test_what_is_wrong_with_inner_runs_is_told(edits, message):
   assert any(re.search(message, problem) for problem in checks.check(config, 1)), checks.check(config, 1)
 
 
+@pytest.mark.parametrize(('name', 'arg'), VARIANTS)
+def test_the_worlds_of_shipped_configs_are_there(name, arg):
+  config = load(name, arg)
+  for source in (config.data.source, *config.eval.sources.values()):
+    if source.startswith('world:'):
+      if 'count' in config.data.world:
+        config.data.world.count = min(config.data.world.count, 400)
+      assert build.load(config, source, 'test', 0).examples
+
+
 def test_a_judge_that_trains_needs_to_know_how():
   config = load('seal', 'size=tiny')
   with config.unlocked():
     del config.inner
   assert any("'inner_update' needs the section config.inner" in problem for problem in checks.check(config, 1))
+  for arg in ('rl=grpo,keep=improving', 'judge=random,keep=improving', 'reward=logp,keep=improving'):
+    with pytest.raises(UserError, match='keep=improving is about'):
+      load('seal', f'size=tiny,{arg}')
   bare = [Example(text='a', where='x.jsonl:1')]
+  problems = checks.check_examples(load('seal', 'size=tiny,task=arc'), bare)
+  assert any("documents='choice' trains on tasks on grids. x.jsonl:1: " in problem for problem in problems), problems
   assert any(
     "'questions'" in problem and 'x.jsonl:1' in problem
     for problem in checks.check_examples(load('seal', 'size=tiny'), bare)

@@ -208,3 +208,12 @@ def test_what_does_not_fit_is_said(policy, params, one_device):
     made(policy, one_device, optimizer='adam')
   with pytest.raises(UserError, match="schedule='cosine': choose one of constant, linear"):
     made(policy, one_device, schedule='cosine')
+
+
+@pytest.mark.parametrize('rank', [3, 0])
+def test_what_is_learned_lies_where_it_lay(policy, params, rank):
+  mesh = mesh_lib.make({'data': 2, 'fsdp': 2, 'tensor': 2})
+  placed = mesh_lib.put(jax.device_get(params), mesh_lib.shardings(mesh, params, RULES))
+  with jax.set_mesh(mesh):
+    learned, _ = made(policy, mesh, rank=rank, epochs=1).learn(placed, job(1))
+  assert jax.tree.map(lambda x: x.sharding, learned) == jax.tree.map(lambda x: x.sharding, placed)

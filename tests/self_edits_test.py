@@ -16,7 +16,7 @@ from past_jax.grading import contains, exact, f1, verbatim
 from past_jax.inner import Asked, Job, runner
 from past_jax.judges.inner_update import variance
 from past_jax.models.transformer import INPUT_AXES
-from past_jax.self_edits import Lesson, lesson_of, lines, questions, questions_of, recipe, rows_of, whole
+from past_jax.self_edits import Lesson, lesson_of, lines, questions, questions_of, recipe, refuse_long, rows_of, whole
 from past_jax.text import byte_tokenizer, pack_completions, pack_prompts
 from past_jax.types import Example, Group, Judgement, Prompts, Question, UserError
 
@@ -71,11 +71,12 @@ def test_a_question_is_a_row_with_what_follows_it():
 
 def test_rows_have_the_template_and_the_passage_comes_last():
   text = lambda row: TOKENIZER.decode([i for i in row.ids if i != TOKENIZER.eos_id])
-  rows = rows_of(TOKENIZER, INNER, EXAMPLES[0], lines('a c\nb', EXAMPLES[0]))
+  rows, cut = rows_of(TOKENIZER, INNER, EXAMPLES[0], lines('a c\nb', EXAMPLES[0]))
+  assert cut == 0
   assert [text(row) for row in rows] == ['ann: a c', 'ann: b', 'ann: ann is red.']
   assert all(row.ids[-1] == TOKENIZER.eos_id and row.start == 0 for row in rows)
-  assert len(rows_of(TOKENIZER, INNER | {'passage': False}, EXAMPLES[0], lines('a c\nb', EXAMPLES[0]))) == 2
-  (row, _) = rows_of(TOKENIZER, INNER, EXAMPLES[0], Lesson([('read this', ' learn')]))
+  assert len(rows_of(TOKENIZER, INNER | {'passage': False}, EXAMPLES[0], lines('a c\nb', EXAMPLES[0]))[0]) == 2
+  ((row, _), _) = rows_of(TOKENIZER, INNER, EXAMPLES[0], Lesson([('read this', ' learn')]))
   assert TOKENIZER.decode(row.ids[: row.start]) == 'read this' and text(row) == 'read this learn'
   asked = questions_of(TOKENIZER, INNER, EXAMPLES[0])
   assert [TOKENIZER.decode(q.answer) for q in asked] == [' red', ' ann']
@@ -89,11 +90,28 @@ def test_a_choice_is_rows_a_rate_and_epochs():
   choice = 'basic=0 size=0 chain=0 repeat=0 loss=outputs lr=0.01 epochs={}'
   lesson = lesson_of(inner, choice.format(4), example)
   assert (lesson.lr, lesson.epochs, len(lesson.rows)) == (0.01, 4, 2)
-  (first, _) = rows_of(TOKENIZER, inner, example, lesson)
+  (first, _), _ = rows_of(TOKENIZER, inner, example, lesson)
   assert TOKENIZER.decode(first.ids[: first.start]) == '12/30>'
   assert TOKENIZER.decode([i for i in first.ids[first.start :] if i != TOKENIZER.eos_id]) == ' 21/03'
   assert lesson_of(inner, choice.format(5), example) is None  # five steps
   assert lesson_of(inner, 'basic=1', example) is None
+
+
+def test_the_passage_stays_when_rows_are_left_out_and_what_is_cut_is_counted():
+  long = 'a line of more than twenty-four tokens'
+  edit = '\n'.join(['a b', long, 'c d', 'e f', 'g h'])
+  rows, cut = rows_of(TOKENIZER, INNER, EXAMPLES[0], lines(edit, EXAMPLES[0]))
+  text = lambda row: TOKENIZER.decode([i for i in row.ids if i != TOKENIZER.eos_id])
+  assert [text(row) for row in rows] == ['ann: a b', f'ann: {long}', 'ann: c d', 'ann: ann is red.']  # of four
+  assert cut == 3  # two are left out, one is longer than a row
+  unlearned = Lesson([('x' * 24, ' y'), ('x' * 20, ' y')])
+  rows, cut = rows_of(TOKENIZER, INNER | {'passage': False}, EXAMPLES[0], unlearned)
+  assert len(rows) == 1 and cut == 1
+  more = (Question('is', 'far too long'), Question('a', 'b'))
+  with pytest.raises(
+    UserError, match='answer_length=6 is too short for 1 of 6 answers: the longest, data.jsonl:3, has'
+  ):
+    refuse_long(TOKENIZER, INNER, [*EXAMPLES[:2], dataclasses.replace(EXAMPLES[2], questions=more)])
 
 
 @pytest.mark.parametrize(
@@ -140,7 +158,7 @@ def test_a_score_is_the_mean_over_runs_of_an_edit_alone(policy, params, one_devi
   run, first = runner(**options).run, int(jax.random.randint(jax.random.key(3), (), 0, 1 << 30))
   for b, g in ((0, 0), (1, 2)):
     lesson = lines(EDITS[b][g], EXAMPLES[b])
-    rows, asked = rows_of(TOKENIZER, INNER, EXAMPLES[b], lesson), questions_of(TOKENIZER, INNER, EXAMPLES[b])
+    rows, asked = rows_of(TOKENIZER, INNER, EXAMPLES[b], lesson)[0], questions_of(TOKENIZER, INNER, EXAMPLES[b])
     values = [np.mean(run(params, [Job(rows, asked, first + i)])[0].logps) for i in range(3)]
     np.testing.assert_allclose(judged.score_BxG[b, g], np.mean(values), rtol=1e-4)
   losses = run(params, [Job(rows, asked, first)])[0].losses
@@ -167,8 +185,13 @@ def test_an_edit_that_cannot_be_read_scores_nothing_and_another_role_can_learn(p
   made = judge(policy, one_device, seeds=1, role='base')
   assert not made.on_current_policy and judge(policy, one_device).on_current_policy
   found = made.score({'base': params}, jax.random.key(0), group_of(EDITS), EXAMPLES)
-  assert found.score_BxG[2, 0] == 0 and np.isnan(found.info['accuracy'][2, 0])
-  assert np.asarray(found.var_BxG).tolist() == np.zeros((3, 3)).tolist()
+  assert found.score_BxG[2, 0] == 0 == found.info['accuracy'][2, 0] and found.info['unread'][2, 0] == 1
+  assert found.info['unread'].sum() == 1 and found.var_BxG is None  # of one seed nothing is known
+  by_logp = judge(policy, one_device, seeds=1, role='base', reward='logp')
+  logps = by_logp.score({'base': params}, jax.random.key(0), group_of(EDITS), EXAMPLES)
+  shape = dict(policy=policy, tokenizer=TOKENIZER, mesh=one_device, recipe=recipe(INNER), input_axes=INPUT_AXES)
+  base = runner(**shape).run(params, [Job((), tuple(questions_of(TOKENIZER, INNER, EXAMPLES[2])))])[0]
+  np.testing.assert_allclose(logps.score_BxG[2, 0], np.mean(base.logps), rtol=1e-4)
 
 
 def test_variance_leaves_out_what_a_seed_does_to_all():
@@ -222,7 +245,7 @@ def test_arms_of_single_passages(policy, params, one_device, setting):
   asked = [questions_of(TOKENIZER, INNER, e) for e in EXAMPLES]
   texts = {'passage': [''] * 3, 'given': [e.anchors[0] for e in EXAMPLES]}
   for arm, edits in texts.items():
-    rows = [rows_of(TOKENIZER, INNER, e, lines(edit, e)) for e, edit in zip(EXAMPLES, edits)]
+    rows = [rows_of(TOKENIZER, INNER, e, lines(edit, e))[0] for e, edit in zip(EXAMPLES, edits)]
     found = [run(params, [Job(r, q, seed) for seed in range(2)]) for r, q in zip(rows, asked)]
     logps = np.mean([outcome.logps for runs in found for outcome in runs])
     np.testing.assert_allclose(metrics[f'self_edits/{arm}/logp'], logps, rtol=1e-3)
@@ -242,7 +265,7 @@ def test_all_passages_in_one_run(policy, params, one_device, setting):
   ticks = []
   metrics, _ = evaluation.run(params, lambda x: ticks.append(0) or x)
   assert len(ticks) == evaluation.calls
-  rows = [row for e in EXAMPLES for row in rows_of(TOKENIZER, INNER, e, whole(e.anchors[0], e))]
+  rows = [row for e in EXAMPLES for row in rows_of(TOKENIZER, INNER, e, whole(e.anchors[0], e))[0]]
   shape = recipe(INNER, rank=0, lr=1e-3, epochs=2, batch=2, rows=6)
   learn = runner(policy=policy, tokenizer=TOKENIZER, mesh=one_device, recipe=shape, input_axes=INPUT_AXES)
   asked = [q for e in EXAMPLES for q in questions_of(TOKENIZER, INNER, e)]
@@ -263,7 +286,8 @@ def test_edits_one_after_another(policy, params, one_device, setting):
     np.testing.assert_allclose(metrics[f'sequential/{arm}/learned'], own.mean())
     np.testing.assert_allclose(metrics[f'sequential/{arm}/final'], matrix[-1].mean())
     np.testing.assert_allclose(metrics[f'sequential/{arm}/retained'], (matrix[-1] - own)[:2].mean())
-    np.testing.assert_allclose(metrics[f'sequential/{arm}/first'], matrix[3, 0] - matrix[0, 0])
+    np.testing.assert_allclose(metrics[f'sequential/{arm}/first'], matrix[3, 0] - matrix[1, 0])
+    np.testing.assert_allclose(metrics[f'sequential/{arm}/first_gain'], matrix[3, 0] - matrix[0, 0])
   with pytest.raises(UserError, match='2 sequences of 3 passages need 6 rows, and there are 3'):
     TABLE['sequential'](setting, passages=3, sequences=2)
 
@@ -276,5 +300,12 @@ def test_what_the_evaluations_need_is_said(setting):
   bare = [dataclasses.replace(e, anchors=()) for e in EXAMPLES[:2]] + EXAMPLES[2:]
   with pytest.raises(UserError, match='2 of 3 rows have no anchors, data.jsonl:1 first'):
     TABLE['continued'](setting._replace(examples=bare), arms=('given',))
+  for keys, message in ((dict(batch=0), 'batch=0 must be'), (dict(rank=8, alpha=0), 'rank=8, alpha=0: ')):
+    with pytest.raises(UserError, match=message):
+      TABLE['continued'](setting, **keys)
+  with pytest.raises(UserError, match='passages=0 must be at least 1'):
+    TABLE['sequential'](setting, passages=0)
+  with pytest.raises(UserError, match='config.inner.passage is off'):
+    TABLE['self_edits'](setting._replace(inner=INNER | {'passage': False}))
   with pytest.raises(UserError, match=r"arms=\('pure',\): choose from plain, replay, kl"):
     TABLE['sequential'](setting, arms=('pure',), passages=1, sequences=1)

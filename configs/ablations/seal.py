@@ -5,12 +5,12 @@ words of no passage. The model, 0.1M parameters that read words, is taught by `w
 forms, some of them wrong, and to answer in context and by heart, about other people. It writes five notes on each of 50
 passages a round, for two rounds; inner runs fit adapters to a note's lines and the passage for ten epochs; the best of
 five is imitated. 50 other passages are asked, with three inner runs per arm; final runs have other words, other people
-and other questions.
+and other questions. F4: the teacher's notes are faithful, of the four good forms. F7: `world:puzzles`, where an edit
+chooses augmentations, learning rate and epochs, of which a few teach the rule; the oracle is one choice for all, found
+on other puzzles. F9: the proxy is a rule that knows what is true, the share of the facts that a note tells by the share
+of its lines that is true.
 
-Controls: a judge that throws dice. `rubric` is a rule, what share of the facts a note tells and what share of it is
-true, which costs nothing: a marker that knows the truth. F7: `world:puzzles`, where an edit chooses augmentations,
-learning rate and epochs, for 32 choices of which a few teach the rule; the oracle is the choice that was best on
-other puzzles. F4: the teacher's notes are faithful, of the four good forms.
+Controls: a judge that throws dice; one inner run per note, or nine; scores by log-prob.
 
   past ablate configs/ablations/seal.py --workdir=runs/ablate
 """
@@ -28,7 +28,8 @@ ORACLE = 'basic=1 size=0 chain=0 repeat=0 loss=all lr=0.001 epochs=8'
 def notes(args: str = '', tasks=None, **keys) -> Arm:
   named = {key.replace('__', '.'): value for key, value in keys.items()}
   tasks = {'self_edits': SINGLE} if tasks is None else tasks
-  return Arm(f'configs/seal.py:size=tiny{args}', {'eval.tasks': tasks} | named, start='writer')
+  world = {'data.world': dict(count=150, seed=0, noted=True, split='tune')}
+  return Arm(f'configs/seal.py:size=tiny{args}', {'eval.tasks': tasks} | world | named, start='writer')
 
 
 def get_sweep() -> Sweep:
@@ -41,7 +42,7 @@ def get_sweep() -> Sweep:
     arms={
       'trained': notes(tasks={'self_edits': SINGLE, 'continued': ALL, 'sequential': CHAIN}),
       'dice': notes(',judge=random'),
-      'rubric': notes(',judge=rubric'),
+      'rule': notes(',judge=rule'),
       'grpo': notes(',rl=grpo'),
       **{name: notes(f',format={name}') for name in FORMATS},
       'one_run': notes(',seeds=1'),
@@ -53,6 +54,19 @@ def get_sweep() -> Sweep:
           'data.world': dict(count=150, seed=0, choice=ORACLE, split='tune'),
           'study.curriculum.epochs': 8,
           'eval.tasks': {'self_edits': dict(arms=('base', 'own', 'given'), seeds=1, length=80)},
+        },
+        start='chooser',
+      ),
+      'in_context': Arm(
+        'configs/seal.py:size=tiny,task=arc,seeds=1',
+        {
+          'data.world': dict(count=150, seed=0, shown=True, split='tune'),
+          'inner.prompt_length': 112,
+          'inner.length': 200,
+          'study.rounds': 1,
+          'study.curriculum.prompts': 10,
+          'study.sample_prompts': 10,
+          'eval.tasks': {'self_edits': dict(arms=('base',), seeds=1, length=80)},
         },
         start='chooser',
       ),
@@ -75,12 +89,12 @@ def get_sweep() -> Sweep:
       Claim(
         'F7',
         (
-          level('choices', 'before:self_edits/base/accuracy', '0', against=0.0, margin=0.05),
+          level('in_context', 'before:self_edits/base/accuracy', '0', against=0.0, margin=0.05),
           level('choices', 'before:self_edits/own/over_base', '+', against=0.0),
           level('choices', f'change:{OWN}', '+', against=0.0),
           level('choices', 'after:self_edits/given/over_own', '+', against=0.0),
         ),
-        note='untrained, with untrained choices, trained ones, and the best',
+        note='demonstrations in view; untrained choices over no training; trained ones over them; the best over those',
       ),
       Claim(
         'F8',
@@ -88,11 +102,11 @@ def get_sweep() -> Sweep:
           level('trained', 'before:sequential/plain/retained', '-', against=0.0),
           level('trained', 'before:sequential/plain/first', '-', against=0.0),
         ),
-        note='backward transfer over eight edits; the first passage after all, less what is known of it before any',
+        note='backward transfer over eight edits, of all and of the first passage; before any edit 0 is known of them',
       ),
       Claim(
         'F9',
-        (difference('trained', 'rubric', f'after:{OWN}', '0', margin=0.03),),
+        (difference('trained', 'rule', f'after:{OWN}', '0', margin=0.03),),
         note='a rule that knows what is true; cost in configs/ablations/notes.md',
       ),
       Claim('F10', (difference('trained', 'grpo', f'after:{OWN}', '+'),), note='at as many updates'),

@@ -11,7 +11,7 @@ import numpy as np
 from past_jax.evals.setting import Evaluation, Setting, calls
 from past_jax.inner import Job, runner
 from past_jax.render import prompt_ids, said
-from past_jax.self_edits import DOCUMENTS, Lesson, Trial, lesson_of, recipe, rows_of, trials
+from past_jax.self_edits import DOCUMENTS, Lesson, Trial, lesson_of, recipe, refuse_long, rows_of, trials
 from past_jax.types import Example, UserError
 from past_jax.writer import writer
 
@@ -28,12 +28,21 @@ class Notes(NamedTuple):
 
 
 def notes(
-  setting: Setting, arms: Sequence[str], *, count: int, length: int, temperature: float, seed: int, stop: Sequence[str]
+  setting: Setting,
+  arms: Sequence[str],
+  *,
+  count: int,
+  length: int,
+  temperature: float,
+  top_p: float,
+  seed: int,
+  stop: Sequence[str],
 ) -> Notes:
   """`count` texts for each example: `own`, sampled after config.view.instruction; `given`, its first given completions.
 
   Raises:
-    UserError: an unknown arm, no section config.inner, an example without questions or, for `given`, without anchors.
+    UserError: an unknown arm, no section config.inner, an example without questions or, for `given`, without anchors;
+      questions that do not fit, and the arm `passage` without config.inner.passage.
   """
   examples, view = setting.examples, setting.view
   if not setting.inner:
@@ -43,6 +52,9 @@ def notes(
   for field in ('questions', *(['anchors'] if 'given' in arms else [])):
     if lacking := [e.where or f'row {i}' for i, e in enumerate(examples) if not getattr(e, field)]:
       raise UserError(f'{len(lacking)} of {len(examples)} rows have no {field}, {lacking[0]} first.')
+  if 'passage' in arms and not setting.inner['passage']:
+    raise UserError('the arm passage is trained on the passage, and config.inner.passage is off.')
+  refuse_long(setting.tokenizer, setting.inner, examples)
   sampled = writer(
     policy=setting.policy,
     tokenizer=setting.tokenizer,
@@ -51,6 +63,7 @@ def notes(
     length=length,
     chunk=setting.chunk,
     stop=stop,
+    top_p=top_p,
   )
 
   def write(params, tick, numbers: Sequence[int] | None = None) -> dict[str, list[list[str]]]:
@@ -93,6 +106,7 @@ def self_edits(
   seeds: int = 1,
   length: int = 256,
   temperature: float = 1.0,
+  top_p: float = 1.0,
   seed: int = 0,
   stop: tuple = (),
 ) -> Evaluation:
@@ -101,15 +115,17 @@ def self_edits(
   Arms: `base`, without training; `passage`, on it alone; `own`, also on what the model writes when it reads
   config.view.instruction; `given`, on the row's first given completion instead.
 
-  Metrics of each arm, `self_edits/ARM/...`: see `means` and `gains`; `chars`, the mean length of what was written.
+  Metrics of each arm, `self_edits/ARM/...`: see `means` and `gains`; of what was written `chars`, its mean length,
+  `unread`, the share that config.inner.documents cannot read, which answers nothing, and `rows_cut`, how many of its
+  rows were left out or cut, a mean over passages.
 
   Args:
-    seeds: inner runs per arm and passage. temperature, length, stop: of what is written.
+    seeds: inner runs per arm and passage. temperature, top_p, length, stop: of what is written.
 
   Raises:
     UserError: as `notes`.
   """
-  made = notes(setting, arms, count=1, length=length, temperature=temperature, seed=seed, stop=stop)
+  made = notes(setting, arms, count=1, length=length, temperature=temperature, top_p=top_p, seed=seed, stop=stop)
   inner, examples = setting.inner, setting.examples
   attempt = trials_of(setting)
 
@@ -123,6 +139,13 @@ def self_edits(
     metrics, samples = {}, []
     for arm in arms:
       tried = attempt(params, list(zip(examples, lessons[arm])), range(seeds), tick)
+      if arm in written:
+        blank = lambda t: t._replace(grades=[0.0] * len(t.grades))
+        unread = [lesson is None for lesson in lessons[arm]]
+        tried = [[blank(t) for t in own] if bad else own for own, bad in zip(tried, unread)]
+        cut = [rows_of(setting.tokenizer, inner, e, x)[1] for e, x in zip(examples, lessons[arm]) if x is not None]
+        metrics[f'self_edits/{arm}/unread'] = float(np.mean(unread))
+        metrics[f'self_edits/{arm}/rows_cut'] = sum(cut) / len(examples)
       grades, logps = ([np.mean([t[i] for t in own], axis=0) for own in tried] for i in (GRADES, LOGPS))
       metrics |= means(f'self_edits/{arm}', examples, grades, logps)
       samples += shown(f'self_edits/{arm}', examples, [own[0] for own in tried])
@@ -147,6 +170,7 @@ def continued(
   alpha: float = 64.0,
   length: int = 256,
   temperature: float = 1.0,
+  top_p: float = 1.0,
   seed: int = 0,
   stop: tuple = (),
 ) -> Evaluation:
@@ -160,9 +184,14 @@ def continued(
     lr, epochs, batch, rank, alpha: of this run, instead of config.inner's; rank 0 trains all parameters.
 
   Raises:
-    UserError: as `notes`.
+    UserError: as `notes`; a number below 1, or adapters that are scaled away.
   """
-  made = notes(setting, arms, count=edits, length=length, temperature=temperature, seed=seed, stop=stop)
+  for key, value in dict(edits=edits, epochs=epochs, batch=batch).items():
+    if value < 1:
+      raise UserError(f'{key}={value} must be at least 1.')
+  if rank < 0 or (rank and not alpha):
+    raise UserError(f'rank={rank}, alpha={alpha}: a rank is 0 or more, and alpha=0 scales adapters away.')
+  made = notes(setting, arms, count=edits, length=length, temperature=temperature, top_p=top_p, seed=seed, stop=stop)
   inner, examples, tokenizer = setting.inner, setting.examples, setting.tokenizer
   own = dict(lr=lr, epochs=epochs, batch=batch, rank=rank, alpha=alpha, steps=0)
   most = edits * (1 if documents == 'whole' else inner['rows'])  # rows of the notes on a passage
@@ -177,7 +206,7 @@ def continued(
       texts = written[arm] if arm in written else [[] for _ in examples]
       of = lambda e, some: [row for text in some for row in DOCUMENTS[documents](text, e).rows]
       lessons = [Lesson(of(e, some)) for e, some in zip(examples, texts)]
-      rows = [row for e, lesson in zip(examples, lessons) for row in rows_of(tokenizer, inner, e, lesson)]
+      rows = [row for e, x in zip(examples, lessons) for row in rows_of(tokenizer, inner, e, x, most + 1)[0]]
       learned, losses = (params, []) if arm == 'base' else learn(params, Job(rows, seed=seed), tick)
       tried = [t for (t,) in attempt(learned, [(e, None) for e in examples], (seed,), tick)]
       metrics |= means(f'continued/{arm}', examples, [t.grades for t in tried], [t.logps for t in tried])

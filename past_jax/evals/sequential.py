@@ -26,6 +26,7 @@ def sequential(
   kept: int = 4,
   length: int = 256,
   temperature: float = 1.0,
+  top_p: float = 1.0,
   seed: int = 0,
   stop: tuple = (),
 ) -> Evaluation:
@@ -37,7 +38,8 @@ def sequential(
   Metrics `sequential/ARM/ROW/COLUMN`, mean accuracy of the passage at that place of its sequence after so many edits,
   row 0 before any; and of these `learned`, the mean of the diagonal, right after a passage's own edit; `final`, that of
   the last row; `before`, that of row 0; `retained`, `final` less `learned` over all but the last passage, which is the
-  backward transfer (arXiv 1706.08840); `first`, the first passage's last accuracy less its own before any edit.
+  backward transfer (arXiv 1706.08840); `first`, the same of the first passage; `first_gain`, its last accuracy less
+  that before any edit.
 
   Args:
     edits: `own`, which the model writes as it then is, or `given`, the row's first given completion.
@@ -49,6 +51,11 @@ def sequential(
     raise UserError(f'arms={tuple(arms)!r}: choose from {", ".join(ARMS)}.')
   if edits not in ('own', 'given'):
     raise UserError(f'edits={edits!r}: choose one of own, given.')
+  for key, value in dict(passages=passages, sequences=sequences, kept=kept).items():
+    if value < 1:
+      raise UserError(f'{key}={value} must be at least 1.')
+  if kl < 0:
+    raise UserError(f'kl={kl} must be at least 0.')
   if len(setting.examples) < passages * sequences:
     raise UserError(
       f'{sequences} sequences of {passages} passages need {passages * sequences} rows, and there are '
@@ -57,7 +64,7 @@ def sequential(
   inner, tokenizer = setting.inner, setting.tokenizer
   parts = [setting.examples[i * passages : (i + 1) * passages] for i in range(sequences)]
   alone = setting._replace(chunk=batch_ways(setting.mesh))  # one passage at a time is written about
-  made = notes(alone, (edits,), count=1, length=length, temperature=temperature, seed=seed, stop=stop)
+  made = notes(alone, (edits,), count=1, length=length, temperature=temperature, top_p=top_p, seed=seed, stop=stop)
   attempt = trials_of(setting)
   options = dict(policy=setting.policy, tokenizer=tokenizer, mesh=setting.mesh, input_axes=setting.input_axes)
   most = inner['rows']
@@ -79,9 +86,10 @@ def sequential(
     for k, example in enumerate(part):
       ((text,),) = made.write(params, tick, [s * passages + k])[edits]
       lesson = lesson_of(inner, text, example)
-      rows = [] if lesson is None else list(rows_of(tokenizer, inner, example, lesson))[:most]
+      rows = [] if lesson is None else list(rows_of(tokenizer, inner, example, lesson)[0])
       again = [earlier[i] for i in luck.permutation(len(earlier))[: len(rows)]] if arm == 'replay' else []
-      job = Job([*rows, *again], seed=seed + k, kept=calm if arm == 'kl' else ())
+      own = (None, None) if lesson is None else (lesson.lr, lesson.epochs)
+      job = Job([*rows, *again], (), seed + k, *own, kept=calm if arm == 'kl' else ())
       params, _ = learners[arm](params, job, tick)
       earlier += rows
       out.append(asked(params, part, tick))
@@ -100,7 +108,8 @@ def sequential(
         f'{name}/final': float(found[-1].mean()),
         f'{name}/before': float(found[0].mean()),
         f'{name}/retained': float((found[-1] - own)[:-1].mean()) if passages > 1 else 0.0,
-        f'{name}/first': float(found[-1, 0] - found[0, 0]),
+        f'{name}/first': float(found[-1, 0] - own[0]),
+        f'{name}/first_gain': float(found[-1, 0] - found[0, 0]),
       }
     return metrics | {'sequential/n': sequences}, []
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from past_jax.judges.rows import bodies
-from past_jax.self_edits import lesson_of, trials
+from past_jax.self_edits import lesson_of, rows_of, trials
 from past_jax.types import Judge, Judgement, Policy, UserError
 
 
@@ -39,17 +39,18 @@ def inner_update(
 
   Each run trains the role's model as config.inner says, on what config.inner.documents makes of the completion, and
   is asked the example's questions without anything else in view. Runs of different completions share their seeds, so
-  that what seeds do to all of them is no difference between them. An empty completion abstains; one that
-  config.inner.documents cannot read has the score 0.
+  that what seeds do to all of them is no difference between them. An empty completion abstains. One that
+  config.inner.documents cannot read, as an empty one of a choice, answers nothing: accuracy 0; under `logp`, which 0
+  would beat, it is worth what the model as it is says.
 
   Args:
     seeds: inner runs per completion.
     reward: `accuracy`: mean grade, by config.inner.grade; `gain`: less that of the model as it is; `logp`: mean
       log-prob of the expected answers, in nats.
 
-  var_BxG: see `variance`. info: `accuracy`, `gain` and `answer_logp` whatever the reward;
-  and, not one number each, `before` and `after`, the mean grade of
-  every question, and `inner_loss` of every step, NaN beyond a run's end.
+  var_BxG: see `variance`; of one seed there is none. info: `accuracy`, `gain` and `answer_logp` whatever the reward;
+  `unread`, 1 where it could not be read; `rows_cut`, its rows that were left out or cut; and, not one number each,
+  `before` and `after`, the mean grade of every question, and `inner_loss` of every step, NaN beyond a run's end.
 
   Raises:
     UserError: config lacks the section `inner`, or its keys are wrong; from `score`, an example without questions.
@@ -66,9 +67,10 @@ def inner_update(
     numbers = [first + i for i in range(seeds)]
     texts = [[tokenizer.decode(ids).strip() for ids in row] for row in bodies(tokenizer, group)]
     wanted, places, failed = [(example, None) for example in examples], {}, set()
+    cut = np.zeros((B, G), np.float32)
     for b, example in enumerate(examples):
       for g, text in enumerate(texts[b]):
-        if not text:
+        if not text and inner['documents'] != 'choice':
           continue
         lesson = lesson_of(inner, text, example)
         if lesson is None:
@@ -76,6 +78,7 @@ def inner_update(
         else:
           places[b, g] = len(wanted)
           wanted.append((example, lesson))
+          cut[b, g] = rows_of(tokenizer, inner, example, lesson)[1]
     tried = attempt(weights[role], wanted, numbers, tick)
 
     Q = max(len(example.questions) for example in examples)
@@ -95,13 +98,15 @@ def inner_update(
       losses[b, g, : len(some[0].losses)] = np.mean([t.losses for t in some], axis=0)
     for b, values in of_seed.items():
       var[b, list(values)] = variance(np.array(list(values.values())))
-    scores = {'accuracy': mean, 'gain': gain, 'logp': logp}[reward].copy()
+    unread = np.zeros((B, G), np.float32)
     for b, g in failed:
-      scores[b, g] = var[b, g] = 0.0
-    info = dict(accuracy=mean, answer_logp=logp, gain=gain, before=before, after=after, inner_loss=losses)
-    return Judgement(
-      jnp.asarray(scores), jnp.asarray(np.nan_to_num(var)), info={name: jnp.asarray(x) for name, x in info.items()}
-    )
+      start = tried[b][0]
+      mean[b, g], gain[b, g], logp[b, g], unread[b, g] = 0.0, -np.mean(start.grades), np.mean(start.logps), 1.0
+    scores = {'accuracy': mean, 'gain': gain, 'logp': logp}[reward]
+    info = dict(accuracy=mean, answer_logp=logp, gain=gain, unread=unread, rows_cut=cut)
+    info |= dict(before=before, after=after, inner_loss=losses)
+    info = {name: jnp.asarray(x) for name, x in info.items()}
+    return Judgement(jnp.asarray(scores), jnp.asarray(np.nan_to_num(var)) if seeds > 1 else None, info=info)
 
   lower = {f'judge: {name}': lambda weights, group, of=of: of(weights[role]) for name, of in attempt.lower.items()}
   return Judge(score, on_current_policy=role == 'policy', lower=lower, ticks=True)
