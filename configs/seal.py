@@ -34,8 +34,8 @@ after another, each merged.
 
 size=tiny: the base takes about four minutes on two CPU cores, the run one to two. First figures, of one seed and the
 tuning split, are in LOG.md: 0 right without training, 0.13 from the passage, 0.23 with notes of its own, 0.3 after two
-to four rounds; of puzzles 0, 0.03 with untrained choices, 0.36 with keep=improving and eight epochs. The default size has
-been tried on two passages only.
+to four rounds; of puzzles 0, 0.03 with untrained choices, 0.36 with keep=improving and eight epochs. The default size
+has been tried on two passages only.
 """
 
 from configs import common
