@@ -586,3 +586,19 @@ def test_the_figure_is_the_same_for_the_same_results(folder):
   assert path.read_bytes() == first
   assert b'after:score' in first and b'<svg' in first and first.count(b'id="axes_') == 1
   assert '![Arms of mine](results/mine.svg)' in table.document(folder, folder)
+
+
+def test_figures_with_two_numbers_make_a_matrix(folder):
+  content = results.read(folder / 'results' / 'mine.json')
+  path = folder / 'results' / 'mine.matrices.svg'
+  plot.draw_matrices(content, path)
+  assert not path.exists()
+  cells = {f'after:kept/plain/{i}/{j}': 0.1 * (10 * i + j) / 12 for i in range(2) for j in range(3)}
+  for k, run_ in enumerate(content['runs'][:2]):
+    run_ |= {'arm': 'one', 'figures': {name: value + k * 0.2 for name, value in cells.items()}}
+  ((name, matrix),) = plot.matrices(content | {'runs': content['runs'][:2]}).items()
+  assert name == 'one, after:kept/plain'
+  np.testing.assert_allclose(matrix, 0.1 + np.array([[0, 1, 2], [10, 11, 12]]) / 120)
+  plot.draw_matrices(content, path)
+  assert path.read_text().count('id="axes_') == 2  # the matrix and its scale
+  assert '![Matrices of mine](results/mine.matrices.svg)' in table.document(folder, folder)

@@ -1,7 +1,12 @@
-"""A figure per sweep: every arm's seeds, mean and 95 % t interval, one panel per metric that claims read."""
+"""Figures of a sweep: every arm's seeds, mean and 95 % t interval, a panel per metric of its claims; matrices."""
 
+import contextlib
+import re
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 from past_jax.ablate import stats, table
 from past_jax.types import UserError
@@ -15,17 +20,10 @@ def draw(content: Mapping, path: Path) -> None:
   Raises:
     UserError: matplotlib is not installed.
   """
-  try:
-    import matplotlib
-  except ImportError:
-    raise UserError("no figure was drawn: it needs matplotlib, pip install 'past-jax[plots]'.") from None
-  from matplotlib.figure import Figure
-
   metrics = table.metrics_of(content)
   arms = list(dict.fromkeys(run['arm'] for run in content['runs']))
   down = -(-len(metrics) // ACROSS)
-  with matplotlib.rc_context({'svg.hashsalt': content['sweep'], 'svg.fonttype': 'none', 'font.size': 9}):
-    figure = Figure(figsize=(5 * min(ACROSS, len(metrics)), down * (0.9 + 0.28 * len(arms))), layout='constrained')
+  with figure_at(content, path, (5 * min(ACROSS, len(metrics)), down * (0.9 + 0.28 * len(arms)))) as figure:
     axes = figure.subplots(down, min(ACROSS, len(metrics)), squeeze=False, sharey=True).flatten()
     for axis, (metric, read) in zip(axes, metrics.items()):
       for y, arm in enumerate(arms):
@@ -41,5 +39,55 @@ def draw(content: Mapping, path: Path) -> None:
       axis.grid(axis='x', color='0.9')
     for axis in axes[len(metrics) :]:
       axis.remove()
+
+
+def draw_matrices(content: Mapping, path: Path) -> None:
+  """A panel for every matrix, darker where a figure is larger; writes nothing where there is none; raises as `draw`."""
+  found = matrices(content)
+  if not found:
+    return
+  across = min(3, len(found))
+  down, high = -(-len(found) // across), max(float(m.max()) for m in found.values())
+  with figure_at(content, path, (0.5 + 3.2 * across, 3.1 * down)) as figure:
+    axes = figure.subplots(down, across, squeeze=False).flatten()
+    for axis, (name, matrix) in zip(axes, found.items()):
+      drawn = axis.imshow(matrix, cmap='Blues', vmin=0.0, vmax=high or 1.0)
+      for (i, j), x in np.ndenumerate(matrix):
+        color = '0.2' if x < 0.6 * high else '1'
+        axis.text(j, i, f'{round(x, 2):g}', ha='center', va='center', fontsize=6, color=color)
+      axis.set(title=name, xlabel='passage', ylabel='edits so far')
+      axis.set_xticks(range(matrix.shape[1]), range(1, matrix.shape[1] + 1))
+      axis.set_yticks(range(len(matrix)))
+    for axis in axes[len(found) :]:
+      axis.remove()
+    figure.colorbar(drawn, ax=axes[: len(found)].tolist(), shrink=0.8)
+
+
+def matrices(content: Mapping) -> dict[str, np.ndarray]:
+  """Figures `NAME/ROW/COLUMN` with numbers for the last two, means over seeds: 'ARM, NAME' -> [rows, columns]."""
+  cells = defaultdict(lambda: defaultdict(list))
+  for run in content['runs']:
+    for name, value in run['figures'].items():
+      if place := re.fullmatch(r'(.+)/(\d+)/(\d+)', name):
+        cells[f'{run["arm"]}, {place[1]}'][int(place[2]), int(place[3])].append(value)
+  out = {}
+  for name, found in cells.items():
+    out[name] = np.full(np.max(list(found), axis=0) + 1, np.nan)
+    for place, values in found.items():
+      out[name][place] = np.mean(values)
+  return out
+
+
+@contextlib.contextmanager
+def figure_at(content: Mapping, path: Path, size: tuple[float, float]):
+  try:
+    import matplotlib
+  except ImportError:
+    raise UserError("no figure was drawn: it needs matplotlib, pip install 'past-jax[plots]'.") from None
+  from matplotlib.figure import Figure
+
+  with matplotlib.rc_context({'svg.hashsalt': content['sweep'], 'svg.fonttype': 'none', 'font.size': 9}):
+    figure = Figure(figsize=size, layout='constrained')
+    yield figure
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format='svg', metadata={'Date': None})

@@ -104,9 +104,9 @@ def detail(content: Mapping, path: Path, relative) -> str:
     out.append(rows(DETAIL, contrasts(content)) + '\n')
   if content.get('runs'):
     out.append(arms(content) + '\n')
-  figure = path.with_suffix('.svg')
-  if figure.exists():
-    out.append(f'![Arms of {path.stem}]({relative(figure)})\n')
+  for what, suffix in (('Arms', '.svg'), ('Matrices', '.matrices.svg')):
+    if (figure := path.with_suffix(suffix)).exists():
+      out.append(f'![{what} of {path.stem}]({relative(figure)})\n')
   return '\n'.join(out)
 
 

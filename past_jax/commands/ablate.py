@@ -95,6 +95,7 @@ def conclude(file: Path, content: dict, path: Path, results: Path | None) -> int
   show(content)
   try:
     plot.draw(content, path.with_suffix('.svg'))
+    plot.draw_matrices(content, path.with_suffix('.matrices.svg'))
   except UserError as missing:
     print(f'past ablate: {missing}', file=sys.stderr)
   print(f'Results: {path}')
