@@ -143,7 +143,7 @@ def edits_of_passages(c, tiny: bool, format_: str):
     document='{line}' if tiny else '{prompt}\n{line}',  # a row; {prompt} is a passage's title
     question='{question}' if tiny else 'Topic: {prompt}\nQuestion: {question}\nAnswer:',
     passage=True,  # is a row, too
-    grade='exact' if tiny else 'contains',  # contains | exact | f1 | verbatim
+    grade='exact' if tiny else 'contains',  # contains | exact | f1 | verbatim | model: the base says yes or no
     rank=8 if tiny else 32,  # 0: a copy of all parameters
     alpha=8.0 if tiny else 64.0,
     targets=(),

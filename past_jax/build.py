@@ -36,6 +36,7 @@ from past_jax.settings import (
   arguments,
   completion_length,
   component,
+  grader_of,
   improve_of,
   inner_of,
   losses_by_term,
@@ -268,7 +269,7 @@ def build_stage(config, name: str, model: models.Model, mesh_, whole, rows: int,
     )
     samplers = samplers_of(s)
     sampled_by = samplers[0] if len(samplers) == 1 and not generator['anchors'] else ''
-    roles |= roles_of(s)
+    roles |= roles_of(s) | (grader_of(config) if s.judge.name == 'inner_update' else set())
     roles |= {s.reference.role} if group.reference else set()
     reference = Reference(
       needed=group.reference,

@@ -41,6 +41,7 @@ from past_jax.settings import (
   component,
   component_problems,
   flat,
+  grader_of,
   improve_of,
   key_problems,
   literal,
@@ -110,7 +111,7 @@ STAGE_KEYS = {
 }
 INNER_CHOICES = {
   'documents': tuple(self_edits.DOCUMENTS),
-  'grade': tuple(GRADES),
+  'grade': (*GRADES, self_edits.MODEL),
   'optimizer': tuple(update.OPTIMIZERS),
   'schedule': ('constant', 'linear'),
   'until': ('line', 'end'),
@@ -333,6 +334,8 @@ def stage_problems(config, name: str) -> list[str]:
         f"{at}.buffer={s.buffer.name!r} keeps scores of models that the policy no longer is: the judge 'inner_update' "
         "takes 'fresh'."
       )
+    if judge['role'] == 'teacher' and grader_of(config):
+      out.append(f"config.inner.grade='model' is the role base, and {at}.judge.role='teacher' may be another model.")
   if judge['name'] in SELF_REWARDS and judge['role'] not in frozen:
     out.append(
       f'{at}.judge.role={judge["role"]!r}: {judge["name"]!r} would reward what the model has just become, and '

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from past_jax import mesh as mesh_lib
 from past_jax.types import Array, Policy, Prompts
@@ -93,3 +94,33 @@ def group_outputs(
 def group_logps(policy: Policy, params, prompts: Prompts, ids_BxGxT, length_BxG, *, chunk: int = CHUNK) -> Array:
   """logps_BxGxT of `outputs`, of one batch."""
   return group_outputs(policy, params, prompts, ids_BxGxT, length_BxG, chunk=chunk)['logps_BxGxT']
+
+
+def scorer(policy: Policy, chunk: int, of=group_logps):
+  """`group_logps`, or another such function, for any number of prompts, `chunk` at a time.
+
+  Every call has the same shapes: one program, and memory that does not grow with the round. The last call is filled up
+  by repeating a row.
+
+  Returns:
+    score(params, prompts, ids_NxKxT, length_NxK) -> what `of` gives, such as logps_NxKxT, numpy float32;
+    `score.lower(params, P, K, T)` is the program of a call, lowered
+  """
+  # Replicated at the end, so that every process can read all of it.
+  program = jax.jit(lambda *args: mesh_lib.constrain(of(policy, *args)))
+
+  def score(params, prompts: Prompts, ids_NxKxT, length_NxK) -> np.ndarray:
+    rows = mesh_lib.host((Prompts(prompts.ids_BxP, prompts.length_B), ids_NxKxT, length_NxK))
+    N = len(rows[2])
+    if N == 0:
+      return np.zeros(ids_NxKxT.shape, np.float32)
+    picks = [np.minimum(np.arange(start, start + chunk), N - 1) for start in range(0, N, chunk)]
+    calls = [program(params, *jax.tree.map(functools.partial(np.take, indices=pick, axis=0), rows)) for pick in picks]
+    return np.concatenate(mesh_lib.host(calls))[:N]
+
+  def lower(params, P: int, K: int, T: int):
+    ints = lambda *shape: jax.ShapeDtypeStruct((chunk, *shape), np.int32)
+    return program.lower(params, Prompts(ints(P), ints()), ints(K, T), ints(K))
+
+  score.lower = lower
+  return score

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from past_jax.data.grids import example_task
 from past_jax.grading import GRADES
 from past_jax.inner import Asked, Job, Recipe, Row, runner
+from past_jax.model_grader import model_grader
 from past_jax.render import fill
 from past_jax.test_time_training import rows
 from past_jax.text import Tokenizer
@@ -67,6 +68,7 @@ def choice(edit: str, example: Example) -> Lesson | None:
 
 
 DOCUMENTS = {'lines': lines, 'whole': whole, 'questions': questions, 'choice': choice}
+MODEL = 'model'  # of config.inner.grade: the role base says yes or no
 OWN = ('documents', 'document', 'question', 'passage', 'grade')  # the keys of config.inner that are not a `Recipe`'s
 
 
@@ -86,9 +88,10 @@ def lesson_of(inner: Mapping[str, Any], edit: str, example: Example) -> Lesson |
 def trials(
   *, policy: Policy, tokenizer: Tokenizer, mesh, inner: Mapping[str, Any], input_axes, **changed
 ) -> Callable[..., list[list[Trial]]]:
-  """Returns attempt(params, [(example, lesson), ...], seeds, tick) -> for each of them a `Trial` of every seed.
+  """Returns attempt(params, [(example, lesson), ...], seeds, tick, grader) -> for each a `Trial` of every seed.
 
   A lesson of None is not trained on: the model as it is answers, once for all seeds. What is the same is run once.
+  `grader`: parameters of the model that grades, of the same policy, where config.inner.grade says so.
   `attempt.lower` are the programs: name -> (params) -> lowered.
 
   Args:
@@ -97,13 +100,18 @@ def trials(
   Raises:
     UserError: an unknown way to grade, and as `inner.runner`; from `attempt`, as `refuse_long`.
   """
-  if inner['grade'] not in GRADES:
-    raise UserError(f'config.inner.grade={inner["grade"]!r}: choose one of {", ".join(GRADES)}.')
-  grade = GRADES[inner['grade']]
+  if inner['grade'] not in (*GRADES, MODEL):
+    raise UserError(f'config.inner.grade={inner["grade"]!r}: choose one of {", ".join((*GRADES, MODEL))}.')
+  if inner['grade'] == MODEL:
+    grade = model_grader(policy=policy, tokenizer=tokenizer, inner=inner)
+  else:
+    grade = lambda grader, asked: [GRADES[inner['grade']](output, answer) for _, output, answer in asked]
   made = recipe(inner, **changed)
   inner_runs = runner(policy=policy, tokenizer=tokenizer, mesh=mesh, recipe=made, input_axes=input_axes)
 
-  def attempt(params, wanted: Sequence[tuple[Example, Lesson | None]], seeds: Sequence[int], tick=lambda x: x):
+  def attempt(
+    params, wanted: Sequence[tuple[Example, Lesson | None]], seeds: Sequence[int], tick=lambda x: x, grader=None
+  ) -> list[list[Trial]]:
     refuse_long(tokenizer, inner, [example for example, _ in wanted])
     jobs, places = {}, []  # job -> its number
     for example, lesson in wanted:
@@ -115,12 +123,12 @@ def trials(
         made = [Job(own, asked, seed, lesson.lr, lesson.epochs) for seed in seeds]
       places.append([jobs.setdefault(job, len(jobs)) for job in made])
     outcomes = inner_runs.run(params, list(jobs), tick)
-    return [[trial(example, outcomes[n]) for n in numbers] for (example, _), numbers in zip(wanted, places)]
-
-  def trial(example: Example, outcome) -> Trial:
-    answers = [tokenizer.decode(ids).strip() for ids in outcome.answers]
-    grades = [grade(text, q.answer) for text, q in zip(answers, example.questions)]
-    return Trial(answers, grades, outcome.logps, outcome.losses)
+    said = [[tokenizer.decode(ids).strip() for ids in outcome.answers] for outcome in outcomes]
+    pairs = [(example.questions, n) for (example, _), numbers in zip(wanted, places) for n in numbers]
+    asked = [(q.question, text, q.answer) for questions, n in pairs for q, text in zip(questions, said[n])]
+    grades = iter(grade(grader, asked))
+    trial = lambda n: Trial(said[n], [next(grades) for _ in said[n]], outcomes[n].logps, outcomes[n].losses)
+    return [[trial(n) for n in numbers] for numbers in places]
 
   attempt.lower = inner_runs.lower
   return attempt

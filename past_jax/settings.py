@@ -17,6 +17,7 @@ from past_jax import (
   selects,
 )
 from past_jax.buffer import Buffer
+from past_jax.self_edits import MODEL
 from past_jax.types import Loss, Plan, UserError
 
 ROLES = ('policy', 'base', 'ref')
@@ -232,6 +233,11 @@ def improve_of(config) -> dict[str, Any]:
 def inner_of(config) -> dict[str, Any]:
   """config.inner, which only configs have that try what they write by training on it."""
   return plain(config.inner) if 'inner' in config else {}
+
+
+def grader_of(config) -> set[str]:
+  """The role that grades answers after inner runs, if a model does."""
+  return {'base'} if 'inner' in config and config.inner.grade == MODEL else set()
 
 
 def optimizer_of(config, name: str) -> dict[str, Any]:

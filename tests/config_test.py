@@ -298,6 +298,10 @@ def test_check_names_the_key_and_what_to_do(edits, message):
       "config.inner.documents='line': choose one of lines, whole, .* Did you mean 'lines'",
     ),
     ([('inner.grade', 'right')], "config.inner.grade='right': choose one of contains, exact, f1, verbatim"),
+    (
+      [('inner.grade', 'model'), ('study.judge.role', 'teacher')],
+      "'model' is the role base, and config.study.judge.role",
+    ),
     ([('inner.until', 'stop')], "config.inner.until='stop': choose one of line, end"),
     ([('inner.document', 'a text')], 'config.inner.document lacks {line}'),
     ([('inner.question', 'Answer:')], 'config.inner.question lacks {question}'),

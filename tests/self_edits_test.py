@@ -15,6 +15,8 @@ from past_jax.evals.setting import Setting
 from past_jax.grading import contains, exact, f1, verbatim
 from past_jax.inner import Asked, Job, runner
 from past_jax.judges.inner_update import variance
+from past_jax.logps import group_logps
+from past_jax.model_grader import TEMPLATE, model_grader
 from past_jax.models.transformer import INPUT_AXES
 from past_jax.self_edits import Lesson, lesson_of, lines, questions, questions_of, recipe, refuse_long, rows_of, whole
 from past_jax.text import byte_tokenizer, pack_completions, pack_prompts
@@ -128,6 +130,31 @@ def test_the_passage_stays_when_rows_are_left_out_and_what_is_cut_is_counted():
 def test_grades(output, answer, expected):
   found = [grade(output, answer) for grade in (contains, exact, f1, verbatim)]
   np.testing.assert_allclose(found, expected)
+
+
+@pytest.fixture
+def words(monkeypatch):
+  """Of as many bytes: to a random model the shorter word is always likelier."""
+  monkeypatch.setattr('past_jax.model_grader.WORDS', (' oui', ' non'))
+  return ' oui', ' non'
+
+
+def test_a_model_grades_by_the_likelier_of_yes_and_no(policy, params, words, monkeypatch):
+  grade = model_grader(policy=policy, tokenizer=TOKENIZER, inner=INNER)
+  asked = [(f'what is {q}?', output, 'red') for q in ('ann', 'bo', 'cy', 'di') for output in ('red', 'a red', 'x', '')]
+  found = grade(params, asked * 2)
+  assert set(found) == {0.0, 1.0} and found[: len(asked)] == found[len(asked) :]
+  assert [x for x, (_, output, _) in zip(found, asked) if not output] == [0.0] * 4
+  for x, (question, output, answer) in list(zip(found, asked))[:8]:
+    text = TEMPLATE.replace('{question}', question).replace('{answer}', answer).replace('{output}', output)
+    ids = np.array(TOKENIZER.encode(text, start=True))[None]
+    prompt = Prompts(ids, np.array([ids.size]))
+    said = [np.array([[TOKENIZER.encode(word)]]) for word in words]
+    yes, no = (float(group_logps(policy, params, prompt, ids, np.array([[ids.size]])).sum()) for ids in said)
+    assert x == float(yes > no) if output else x == 0
+  monkeypatch.setattr('past_jax.model_grader.WORDS', (' yes', ' yes'))
+  with pytest.raises(UserError, match='the same to this tokenizer'):
+    model_grader(policy=policy, tokenizer=TOKENIZER, inner=INNER)
 
 
 # --- the judge ----------------------------------------------------------------------------------------------------
@@ -258,6 +285,22 @@ def test_arms_of_single_passages(policy, params, one_device, setting):
   assert metrics['self_edits/own/logp'] != metrics['self_edits/passage/logp']
   assert {'forward', 'reversed'} < {name.rpartition('/')[2] for name in metrics}
   assert len(samples) == 4 * 6
+
+
+def test_a_frozen_model_grades_the_answers(policy, params, one_device, setting, words):
+  inner, other = INNER | {'grade': 'model', 'passage': False}, jax.tree.map(lambda x: 0.5 * x, params)
+  evaluation = TABLE['self_edits'](setting._replace(inner=inner), arms=('base', 'given'), length=12)
+  assert evaluation.roles == ('policy', 'base')
+  metrics, samples = evaluation.run(params, other)
+  grade = model_grader(policy=policy, tokenizer=TOKENIZER, inner=inner)
+  expected = grade(other, [(s['question'], s['output'], s['answer']) for s in samples])
+  assert np.mean(expected[:6]) == pytest.approx(metrics['self_edits/base/micro'])
+  assert np.mean(expected[6:]) == pytest.approx(metrics['self_edits/given/micro'])
+  scores = judge(policy, one_device, inner=inner, seeds=1).score(
+    {'policy': params, 'base': other}, jax.random.key(3), group_of(EDITS), EXAMPLES
+  )
+  assert len(set(expected)) == 2
+  np.testing.assert_array_equal(scores.info['before'][:, 0].ravel(), expected[:6])
 
 
 def test_all_passages_in_one_run(policy, params, one_device, setting):

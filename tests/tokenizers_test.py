@@ -23,8 +23,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from transformers.utils import chat_template_utils
 
 from past_jax.data import __file__ as data_file
-from past_jax.judges.rows import bodies, scorer
-from past_jax.logps import group_logps, token_mask
+from past_jax.judges.rows import bodies
+from past_jax.logps import group_logps, scorer, token_mask
 from past_jax.models.config import TINY
 from past_jax.models.transformer import transformer
 from past_jax.render import renderer, text_batch

@@ -11,7 +11,7 @@ import numpy as np
 from past_jax.evals.setting import Evaluation, Setting, calls
 from past_jax.inner import Job, runner
 from past_jax.render import prompt_ids, said
-from past_jax.self_edits import DOCUMENTS, Lesson, Trial, lesson_of, recipe, refuse_long, rows_of, trials
+from past_jax.self_edits import DOCUMENTS, MODEL, Lesson, Trial, lesson_of, recipe, refuse_long, rows_of, trials
 from past_jax.types import Example, UserError
 from past_jax.writer import writer
 
@@ -129,8 +129,7 @@ def self_edits(
   inner, examples = setting.inner, setting.examples
   attempt = trials_of(setting)
 
-  def run(params, tick: Callable = lambda x: x, before=()):
-    del before
+  def run(params, grader, tick):
     written = made.write(params, tick)
     lessons = {'base': [None] * len(examples), 'passage': [Lesson()] * len(examples)}
     lessons |= {
@@ -138,7 +137,7 @@ def self_edits(
     }
     metrics, samples = {}, []
     for arm in arms:
-      tried = attempt(params, list(zip(examples, lessons[arm])), range(seeds), tick)
+      tried = attempt(params, list(zip(examples, lessons[arm])), range(seeds), tick, grader)
       if arm in written:
         blank = lambda t: t._replace(grades=[0.0] * len(t.grades))
         unread = [lesson is None for lesson in lessons[arm]]
@@ -154,7 +153,7 @@ def self_edits(
     return metrics | gains('self_edits', arms, metrics) | counts('self_edits', examples), samples
 
   runs = sum(run_calls(setting, len(examples) * (1 if arm == 'base' else seeds)) for arm in arms)
-  return Evaluation(run, made.calls + runs)
+  return graded(setting, run, made.calls + runs)
 
 
 def continued(
@@ -199,8 +198,7 @@ def continued(
   options = dict(policy=setting.policy, tokenizer=tokenizer, mesh=setting.mesh, input_axes=setting.input_axes)
   learn, attempt = runner(**options, recipe=shape).learn, trials_of(setting)
 
-  def run(params, tick: Callable = lambda x: x, before=()):
-    del before
+  def run(params, grader, tick):
     written, metrics, samples = made.write(params, tick), {}, []
     for arm in arms:
       texts = written[arm] if arm in written else [[] for _ in examples]
@@ -208,7 +206,7 @@ def continued(
       lessons = [Lesson(of(e, some)) for e, some in zip(examples, texts)]
       rows = [row for e, x in zip(examples, lessons) for row in rows_of(tokenizer, inner, e, x, most + 1)[0]]
       learned, losses = (params, []) if arm == 'base' else learn(params, Job(rows, seed=seed), tick)
-      tried = [t for (t,) in attempt(learned, [(e, None) for e in examples], (seed,), tick)]
+      tried = [t for (t,) in attempt(learned, [(e, None) for e in examples], (seed,), tick, grader)]
       metrics |= means(f'continued/{arm}', examples, [t.grades for t in tried], [t.logps for t in tried])
       metrics[f'continued/{arm}/steps'] = len(losses)
       metrics[f'continued/{arm}/tokens'] = epochs * sum(min(len(row.ids), shape.length) for row in rows) * bool(losses)
@@ -216,7 +214,7 @@ def continued(
     return metrics | gains('continued', arms, metrics) | counts('continued', examples), samples
 
   each = run_calls(setting, len(examples))
-  return Evaluation(run, made.calls + sum(each + (arm != 'base') for arm in arms))
+  return graded(setting, run, made.calls + sum(each + (arm != 'base') for arm in arms))
 
 
 def gains(name: str, arms: Sequence[str], metrics: Mapping[str, float]) -> dict[str, float]:
@@ -234,6 +232,14 @@ def run_calls(setting: Setting, runs: int) -> int:
 def trials_of(setting: Setting) -> Callable:
   options = dict(policy=setting.policy, tokenizer=setting.tokenizer, mesh=setting.mesh, input_axes=setting.input_axes)
   return trials(**options, inner=setting.inner)
+
+
+def graded(setting: Setting, run: Callable, calls: int) -> Evaluation:
+  """Of run(params, grader, tick); the grader is the role base where config.inner.grade is a model, else None."""
+  same = lambda arrays: arrays
+  if setting.inner['grade'] == MODEL:
+    return Evaluation(lambda params, base, tick=same, before=(): run(params, base, tick), calls, ('policy', 'base'))
+  return Evaluation(lambda params, tick=same, before=(): run(params, None, tick), calls)
 
 
 def shown(kind: str, examples: Sequence[Example], tried: Sequence[Trial]) -> list[dict]:

@@ -1,11 +1,9 @@
 """Edits one after another, each merged before the next: what is kept of the earlier ones (2506.10943, section 5)."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from past_jax.data.worlds.general import general
-from past_jax.evals.self_edits import notes, run_calls, trials_of
+from past_jax.evals.self_edits import graded, notes, run_calls, trials_of
 from past_jax.evals.setting import Evaluation, Setting
 from past_jax.inner import Job, Row, runner
 from past_jax.mesh import batch_ways
@@ -76,12 +74,12 @@ def sequential(
   texts = general('replay')[:kept]
   calm = [Row((*tokenizer.encode(text, start=True), tokenizer.eos_id)) for text in texts]
 
-  def asked(params, part, tick) -> list[float]:
-    return [float(np.mean(t.grades)) for (t,) in attempt(params, [(e, None) for e in part], (seed,), tick)]
+  def asked(params, part, tick, grader) -> list[float]:
+    return [float(np.mean(t.grades)) for (t,) in attempt(params, [(e, None) for e in part], (seed,), tick, grader)]
 
-  def sequence(params, s: int, arm: str, tick) -> np.ndarray:
+  def sequence(params, s: int, arm: str, tick, grader) -> np.ndarray:
     """[passages + 1, passages]"""
-    part, earlier, out = parts[s], [], [asked(params, parts[s], tick)]
+    part, earlier, out = parts[s], [], [asked(params, parts[s], tick, grader)]
     luck = np.random.default_rng((seed, s))
     for k, example in enumerate(part):
       ((text,),) = made.write(params, tick, [s * passages + k])[edits]
@@ -92,14 +90,13 @@ def sequential(
       job = Job([*rows, *again], (), seed + k, *own, kept=calm if arm == 'kl' else ())
       params, _ = learners[arm](params, job, tick)
       earlier += rows
-      out.append(asked(params, part, tick))
+      out.append(asked(params, part, tick, grader))
     return np.array(out)
 
-  def run(params, tick: Callable = lambda x: x, before=()):
-    del before
+  def run(params, grader, tick):
     metrics = {}
     for arm in arms:
-      found = np.mean([sequence(params, s, arm, tick) for s in range(sequences)], axis=0)
+      found = np.mean([sequence(params, s, arm, tick, grader) for s in range(sequences)], axis=0)
       own = np.array([found[k + 1, k] for k in range(passages)])
       name = f'sequential/{arm}'
       metrics |= {f'{name}/{i}/{j}': float(x) for (i, j), x in np.ndenumerate(found)}
@@ -114,4 +111,4 @@ def sequential(
     return metrics | {'sequential/n': sequences}, []
 
   each = run_calls(setting, passages)
-  return Evaluation(run, len(arms) * sequences * (each + passages * (each + 1 + (edits == 'own'))))
+  return graded(setting, run, len(arms) * sequences * (each + passages * (each + 1 + (edits == 'own'))))

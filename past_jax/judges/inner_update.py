@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from past_jax.judges.rows import bodies
-from past_jax.self_edits import lesson_of, rows_of, trials
+from past_jax.self_edits import MODEL, lesson_of, rows_of, trials
 from past_jax.types import Judge, Judgement, Policy, UserError
 
 
@@ -79,7 +79,7 @@ def inner_update(
           places[b, g] = len(wanted)
           wanted.append((example, lesson))
           cut[b, g] = rows_of(tokenizer, inner, example, lesson)[1]
-    tried = attempt(weights[role], wanted, numbers, tick)
+    tried = attempt(weights[role], wanted, numbers, tick, weights['base'] if inner['grade'] == MODEL else None)
 
     Q = max(len(example.questions) for example in examples)
     K = max((len(t.losses) for some in tried for t in some), default=0)

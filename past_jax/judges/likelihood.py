@@ -3,8 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from past_jax.judges.rows import scorer
-from past_jax.logps import token_mask
+from past_jax.logps import scorer, token_mask
 from past_jax.mesh import host
 from past_jax.types import Judge, Judgement, Policy
 

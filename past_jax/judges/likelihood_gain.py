@@ -5,7 +5,8 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 import numpy as np
 
-from past_jax.judges.rows import bodies, scorer
+from past_jax.judges.rows import bodies
+from past_jax.logps import scorer
 from past_jax.text import pack_completions, pack_prompts
 from past_jax.types import Example, Judge, Judgement, Policy, Prompts, UserError
 

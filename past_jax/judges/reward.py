@@ -4,7 +4,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from past_jax.judges.rows import scorer
+from past_jax.logps import scorer
 from past_jax.scores import HEAD, group_scores
 from past_jax.types import Judge, Judgement, Policy, UserError
 

@@ -1,13 +1,7 @@
-"""What judges share: completions as ids, and log-probs in calls of one shape."""
+"""What judges share: completions as ids."""
 
-import functools
-
-import jax
-import numpy as np
-
-from past_jax.logps import group_logps
-from past_jax.mesh import constrain, host
-from past_jax.types import Group, Policy, Prompts
+from past_jax.mesh import host
+from past_jax.types import Group
 
 
 def bodies(tokenizer, group: Group) -> list[list[list[int]]]:
@@ -24,33 +18,3 @@ def bodies(tokenizer, group: Group) -> list[list[list[int]]]:
     return row[:-1] if ended else row
 
   return [[body(b, g) for g in range(ids.shape[1])] for b in range(ids.shape[0])]
-
-
-def scorer(policy: Policy, chunk: int, of=group_logps):
-  """`group_logps`, or another such function, for any number of prompts, `chunk` at a time.
-
-  Every call has the same shapes: one program, and memory that does not grow with the round. The last call is filled up
-  by repeating a row.
-
-  Returns:
-    score(params, prompts, ids_NxKxT, length_NxK) -> what `of` gives, such as logps_NxKxT, numpy float32;
-    `score.lower(params, P, K, T)` is the program of a call, lowered
-  """
-  # Replicated at the end, so that every process can read all of it.
-  program = jax.jit(lambda *args: constrain(of(policy, *args)))
-
-  def score(params, prompts: Prompts, ids_NxKxT, length_NxK) -> np.ndarray:
-    rows = host((Prompts(prompts.ids_BxP, prompts.length_B), ids_NxKxT, length_NxK))
-    N = len(rows[2])
-    if N == 0:
-      return np.zeros(ids_NxKxT.shape, np.float32)
-    picks = [np.minimum(np.arange(start, start + chunk), N - 1) for start in range(0, N, chunk)]
-    calls = [program(params, *jax.tree.map(functools.partial(np.take, indices=pick, axis=0), rows)) for pick in picks]
-    return np.concatenate(host(calls))[:N]
-
-  def lower(params, P: int, K: int, T: int):
-    ints = lambda *shape: jax.ShapeDtypeStruct((chunk, *shape), np.int32)
-    return program.lower(params, Prompts(ints(P), ints()), ints(K, T), ints(K))
-
-  score.lower = lower
-  return score
