@@ -105,7 +105,7 @@ INNER = {  # of config.inner, if there is one
 IMPROVE = {'instruction': str, 'prompt_length': 2, 'temperature': 0.0}  # the keys of config.improve, if there is one
 SECTIONS = {'improve': IMPROVE, 'inner': INNER}  # that a config may have
 STAGE_KEYS = {
-  **{'trains': str, 'rounds': 1, 'batch': 1, 'micro': 0, 'sample_prompts': 1, 'buckets': tuple, 'answers': str},
+  **{'trains': str, 'rounds': 0, 'batch': 1, 'micro': 0, 'sample_prompts': 1, 'buckets': tuple, 'answers': str},
   **dict.fromkeys(KINDS, Mapping),
   **{'reference': {'role': str, 'max_gap': 0.0, 'rate': 0.0}, 'losses': Mapping, 'replay_batch': 1, 'replay_length': 2},
 }

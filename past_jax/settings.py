@@ -173,14 +173,17 @@ def component(table: Mapping[str, Callable], config: Mapping, where: str, **reso
 
 
 def plans_of(stage, rows: int = 0) -> tuple[Callable[[int], Plan], list[Plan]]:
-  """The curriculum, and the plan of every round; one for all prompts is for all `rows`."""
+  """The curriculum, and the plan of every round; one for all prompts is for all `rows`.
+
+  A stage without rounds, which is evaluated only, has the plan that its first one would have.
+  """
   curriculum = component(curricula.TABLE, stage.curriculum, 'curriculum')
 
   def plan(round_: int) -> Plan:
     made = curriculum(round_)
     return dataclasses.replace(made, prompts=made.prompts or rows)
 
-  return plan, [plan(round_) for round_ in range(stage.rounds)]
+  return plan, [plan(round_) for round_ in range(max(stage.rounds, 1))]
 
 
 def rows_of(plan: Plan, batch: int) -> int:

@@ -471,7 +471,8 @@ class Loop:
         if self.cursor.step == 0 and not self.evaluated('before'):
           self.evaluate('before', writer)
         self.stages(writer)
-        self.evaluate('after', writer)
+        if self.cursor.step:  # else nothing was learned since
+          self.evaluate('after', writer)
       except Stopped:
         self.enter('', 0)
         self.save(self.batch_to_keep())

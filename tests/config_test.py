@@ -453,7 +453,7 @@ EARLY = [
     f'{TINY} --config.study.generator.slots=12',
     ['config.study.generator.slots=12 must be R x C', 'the 8 prompts of a call', 'the group of 4', '; 8 is near'],
   ),
-  (f'{TINY} --config.study.rounds=-2', ['config.study.rounds=-2 must be a whole number of at least 1.']),
+  (f'{TINY} --config.study.rounds=-2', ['config.study.rounds=-2 must be a whole number of at least 0.']),
   (f'{TINY} --config.study.generator.length=0', ['length=0 must be a whole number of at least 1.']),
   (f'{TINY} --config.study.curriculum.temperature=-1', ['curriculum.temperature=-1.0: give a number of at least 0']),
   (f'{TINY} --config.study.losses.group.dpo.beta=-1', ['dpo.beta=-1.0: give a number of at least 0']),

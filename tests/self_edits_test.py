@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from past_jax import judges, selects
 from past_jax import mesh as mesh_lib
 from past_jax.data.grids import Pair, Task, task_example
 from past_jax.evals import TABLE
+from past_jax.evals.self_edits import gains, means
 from past_jax.evals.setting import Setting
 from past_jax.grading import contains, exact, f1, verbatim
 from past_jax.inner import Asked, Job, runner
@@ -279,12 +281,24 @@ def test_arms_of_single_passages(policy, params, one_device, setting):
   base = [run(params, [Job((), q)])[0].logps for q in asked]
   np.testing.assert_allclose(metrics['self_edits/base/logp'], np.mean(base), rtol=1e-5)
   of = lambda arm: metrics[f'self_edits/{arm}/accuracy']
-  assert metrics['self_edits/own/over_passage'] == of('own') - of('passage')
-  assert metrics['self_edits/given/over_own'] == of('given') - of('own')
+  assert metrics['self_edits/own/over_passage'] == pytest.approx(of('own') - of('passage'))
+  assert metrics['self_edits/given/over_own'] == pytest.approx(of('given') - of('own'))
+  assert 'self_edits/given/over_own_stderr' in metrics
   assert metrics['self_edits/n'] == 3 and metrics['self_edits/questions'] == 6
   assert metrics['self_edits/own/logp'] != metrics['self_edits/passage/logp']
   assert {'forward', 'reversed'} < {name.rpartition('/')[2] for name in metrics}
   assert len(samples) == 4 * 6
+
+
+def test_errors_are_those_of_means_over_passages():
+  grades = {'base': [[0, 1, 1], [0, 0], [1, 0]], 'own': [[1, 1, 1], [0, 1], [0, 0]]}
+  each = {arm: np.array([np.mean(own) for own in rows]) for arm, rows in grades.items()}
+  found = gains('x', grades)
+  assert found['x/own/over_base'] == pytest.approx(np.mean(each['own'] - each['base']))
+  assert found['x/own/over_base_stderr'] == pytest.approx(scipy.stats.sem(each['own'] - each['base']))
+  metrics = means('x/own', EXAMPLES, grades['own'], grades['own'])
+  assert metrics['x/own/stderr'] == pytest.approx(scipy.stats.sem(each['own']))
+  assert not any('stderr' in name for name in means('x', EXAMPLES[:1], [[1, 0]], [[1, 0]]))
 
 
 def test_a_frozen_model_grades_the_answers(policy, params, one_device, setting, words):

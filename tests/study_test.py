@@ -72,6 +72,17 @@ def test_a_finished_run_says_so_and_changes_nothing(finished, capsys):
   assert len(rows(finished / 'metrics.jsonl')) == 4
 
 
+def test_without_rounds_a_run_is_evaluated_only_and_can_study_later(finished, tmp_path):
+  for _ in range(2):
+    assert study(tmp_path, '--config.study.rounds=0') == 0
+    assert [row['when'] for row in rows(tmp_path / 'evaluations.jsonl')] == ['before']
+  assert not rows(tmp_path / 'metrics.jsonl') and 'before' in (tmp_path / 'report.html').read_text()
+  assert study(tmp_path) == 0
+  assert same(final_params(finished), final_params(tmp_path))
+  figures = lambda workdir: [row['metrics'] for row in rows(workdir / 'evaluations.jsonl')]
+  assert figures(tmp_path) == figures(finished)
+
+
 @pytest.mark.parametrize('where', ['sample', 'update', 'evaluate'])
 def test_a_stopped_run_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch, capsys, where):
   """Stops in round 2 while sampling, between two updates of round 1 (its batch is saved), and before round 1."""

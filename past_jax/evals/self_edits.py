@@ -83,6 +83,8 @@ def notes(
 def means(name: str, examples: Sequence[Example], grades, logps) -> dict[str, float]:
   """`NAME/accuracy` is a mean over passages of the mean over a passage's questions, `/micro` one over questions.
 
+  `NAME/stderr` is the standard error of the first, as passages go; of one passage there is none.
+
   Args:
     grades, logps: for each example a number for each question.
   """
@@ -91,8 +93,10 @@ def means(name: str, examples: Sequence[Example], grades, logps) -> dict[str, fl
     for question, grade in zip(example.questions, own):
       kinds[question.kind].append(grade)
   flat = lambda rows: [x for row in rows for x in row]
+  each = passage_means(grades)
   out = {
-    f'{name}/accuracy': float(np.mean([np.mean(own) for own in grades])),
+    f'{name}/accuracy': float(np.mean(each)),
+    **stderr(f'{name}/stderr', each),
     f'{name}/micro': float(np.mean(flat(grades))),
     f'{name}/logp': float(np.mean(flat(logps))),
   }
@@ -135,7 +139,7 @@ def self_edits(
     lessons |= {
       arm: [lesson_of(inner, text, e) for (text,), e in zip(texts, examples)] for arm, texts in written.items()
     }
-    metrics, samples = {}, []
+    metrics, samples, marks = {}, [], {}
     for arm in arms:
       tried = attempt(params, list(zip(examples, lessons[arm])), range(seeds), tick, grader)
       if arm in written:
@@ -145,12 +149,12 @@ def self_edits(
         cut = [rows_of(setting.tokenizer, inner, e, x)[1] for e, x in zip(examples, lessons[arm]) if x is not None]
         metrics[f'self_edits/{arm}/unread'] = float(np.mean(unread))
         metrics[f'self_edits/{arm}/rows_cut'] = sum(cut) / len(examples)
-      grades, logps = ([np.mean([t[i] for t in own], axis=0) for own in tried] for i in (GRADES, LOGPS))
-      metrics |= means(f'self_edits/{arm}', examples, grades, logps)
+      marks[arm], logps = ([np.mean([t[i] for t in own], axis=0) for own in tried] for i in (GRADES, LOGPS))
+      metrics |= means(f'self_edits/{arm}', examples, marks[arm], logps)
       samples += shown(f'self_edits/{arm}', examples, [own[0] for own in tried])
       if arm in written:
         metrics[f'self_edits/{arm}/chars'] = float(np.mean([len(text) for (text,) in written[arm]]))
-    return metrics | gains('self_edits', arms, metrics) | counts('self_edits', examples), samples
+    return metrics | gains('self_edits', marks) | counts('self_edits', examples), samples
 
   runs = sum(run_calls(setting, len(examples) * (1 if arm == 'base' else seeds)) for arm in arms)
   return graded(setting, run, made.calls + runs)
@@ -199,7 +203,7 @@ def continued(
   learn, attempt = runner(**options, recipe=shape).learn, trials_of(setting)
 
   def run(params, grader, tick):
-    written, metrics, samples = made.write(params, tick), {}, []
+    written, metrics, samples, marks = made.write(params, tick), {}, [], {}
     for arm in arms:
       texts = written[arm] if arm in written else [[] for _ in examples]
       of = lambda e, some: [row for text in some for row in DOCUMENTS[documents](text, e).rows]
@@ -207,20 +211,36 @@ def continued(
       rows = [row for e, x in zip(examples, lessons) for row in rows_of(tokenizer, inner, e, x, most + 1)[0]]
       learned, losses = (params, []) if arm == 'base' else learn(params, Job(rows, seed=seed), tick)
       tried = [t for (t,) in attempt(learned, [(e, None) for e in examples], (seed,), tick, grader)]
-      metrics |= means(f'continued/{arm}', examples, [t.grades for t in tried], [t.logps for t in tried])
+      marks[arm] = [t.grades for t in tried]
+      metrics |= means(f'continued/{arm}', examples, marks[arm], [t.logps for t in tried])
       metrics[f'continued/{arm}/steps'] = len(losses)
       metrics[f'continued/{arm}/tokens'] = epochs * sum(min(len(row.ids), shape.length) for row in rows) * bool(losses)
       samples += shown(f'continued/{arm}', examples, tried)
-    return metrics | gains('continued', arms, metrics) | counts('continued', examples), samples
+    return metrics | gains('continued', marks) | counts('continued', examples), samples
 
   each = run_calls(setting, len(examples))
   return graded(setting, run, made.calls + sum(each + (arm != 'base') for arm in arms))
 
 
-def gains(name: str, arms: Sequence[str], metrics: Mapping[str, float]) -> dict[str, float]:
-  """`NAME/ARM/over_OTHER`: accuracy less that of the arm named before it."""
-  of = lambda arm: metrics[f'{name}/{arm}/accuracy']
-  return {f'{name}/{b}/over_{a}': of(b) - of(a) for a, b in itertools.pairwise(arms)}
+def gains(name: str, grades: Mapping[str, Sequence]) -> dict[str, float]:
+  """`NAME/ARM/over_OTHER`: accuracy less that of the arm named before it, and `..._stderr`, paired by passage.
+
+  Args:
+    grades: of each arm for each example a number for each question.
+  """
+  out, each = {}, {arm: passage_means(own) for arm, own in grades.items()}
+  for a, b in itertools.pairwise(each):
+    key = f'{name}/{b}/over_{a}'
+    out |= {key: float(np.mean(each[b] - each[a])), **stderr(f'{key}_stderr', each[b] - each[a])}
+  return out
+
+
+def passage_means(grades: Sequence) -> np.ndarray:
+  return np.array([np.mean(own) for own in grades])
+
+
+def stderr(key: str, values: np.ndarray) -> dict[str, float]:
+  return {key: float(values.std(ddof=1) / np.sqrt(len(values)))} if len(values) > 1 else {}
 
 
 def run_calls(setting: Setting, runs: int) -> int:
