@@ -366,3 +366,6 @@ def test_what_the_evaluations_need_is_said(setting):
     TABLE['self_edits'](setting._replace(inner=INNER | {'passage': False}))
   with pytest.raises(UserError, match=r"arms=\('pure',\): choose from plain, replay, kl"):
     TABLE['sequential'](setting, arms=('pure',), passages=1, sequences=1)
+  odd = [dataclasses.replace(e, questions=(Question('is', 'x', 'micro'),)) for e in EXAMPLES]
+  with pytest.raises(UserError, match="questions of the kind 'micro' would hide the figure"):
+    TABLE['self_edits'](setting._replace(examples=odd))

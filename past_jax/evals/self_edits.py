@@ -17,6 +17,7 @@ from past_jax.writer import writer
 
 GRADES, LOGPS = Trial._fields.index('grades'), Trial._fields.index('logps')
 ARMS = ('base', 'passage', 'own', 'given')
+FIGURES = {'accuracy', 'micro', 'logp', 'stderr', 'chars', 'unread', 'rows_cut', 'steps', 'tokens'}  # of an arm
 
 
 class Notes(NamedTuple):
@@ -42,7 +43,8 @@ def notes(
 
   Raises:
     UserError: an unknown arm, no section config.inner, an example without questions or, for `given`, without anchors;
-      questions that do not fit, and the arm `passage` without config.inner.passage.
+      questions that do not fit, or of a kind that is called as a figure is; the arm `passage` without
+      config.inner.passage.
   """
   examples, view = setting.examples, setting.view
   if not setting.inner:
@@ -54,6 +56,8 @@ def notes(
       raise UserError(f'{len(lacking)} of {len(examples)} rows have no {field}, {lacking[0]} first.')
   if 'passage' in arms and not setting.inner['passage']:
     raise UserError('the arm passage is trained on the passage, and config.inner.passage is off.')
+  if taken := FIGURES & {q.kind for e in examples for q in e.questions}:
+    raise UserError(f'questions of the kind {min(taken)!r} would hide the figure of that name: call them otherwise.')
   refuse_long(setting.tokenizer, setting.inner, examples)
   sampled = writer(
     policy=setting.policy,
