@@ -1,7 +1,8 @@
-"""Self-edits judged per minute: inner runs stacked in one program against the same program with one run at a time, and
-against a loop that calls the device for every training step and every question, as trainers and servers do.
+"""Self-edits judged per minute: inner runs stacked in one program against the same program with one run at a time,
+against a loop that calls the device for every training step and every question, and with `--against peft` (the extra
+`torch`) against transformers and peft, an edit at a time, as trainers do it.
 
-    python scripts/bench_inner.py --model tiny
+    python scripts/bench_inner.py --model tiny --against peft
     python scripts/bench_inner.py --model smollm2 --chunk 16 --alone 6
     python scripts/bench_inner.py --model tiny --tokens 16,32,64,128      a sweep over the length of an edit
 
@@ -9,7 +10,9 @@ Each edit is one row of `tokens` tokens, trained on for `steps` steps (adapters 
 prompts of `prompt` tokens are answered greedily in `answer` tokens, and an expected answer's log-prob taken. All arms
 are compiled and warm, and take turns `pairs` times; seconds are the least. Alone and step by step, `alone` of the edits
 are run and the rest extrapolated. Training and answering are timed apart. Bytes are XLA's own: what the programs need
-for a further adapter beside the model, and the adapter with its moments. A table goes to stderr, JSON to stdout.
+for a further adapter beside the model, and the adapter with its moments. `matmul fraction` is the FLOPs of the model's
+own products (training 4 per parameter and token, as the kernels are frozen; answering 2) per second, over the best rate
+of a plain product in the same run. A table goes to stderr, JSON to stdout.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import dataclasses
 import functools
 import json
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -135,12 +139,34 @@ def measure(args, tokens: int) -> dict:
     answer()
     return train, answer
 
+  def peer(count: int):
+    from bench_workers.peft_edits import Edits
+
+    from past_jax.models import weights
+
+    with tempfile.TemporaryDirectory() as where:
+      weights.write(Path(where) / 'model', jax.device_get(params), model.config, model.tokenizer)
+      edits = work.ids_NxRxL[:count, 0], asked[0].ids_BxP[:count], asked[1][0][:count]
+      made = Edits(Path(where) / 'model', args.rank, K, *edits)
+    made.train()
+    made.answer()
+    return made.train, made.answer
+
   chunk, alone = min(args.chunk, N), min(args.alone, N)
   many, one = calls(chunk, N), calls(1, alone)
   gap = float(np.abs(many[2][:alone] - one[2]).max())
-  loop = stepwise(alone)
-  train, answer, *slow = best(args.pairs, *many[:2], *one[:2], *loop)
-  train_1, answer_1, train_s, answer_s = (seconds * N / alone for seconds in slow)
+  loops = [*one[:2], *stepwise(alone), *(peer(alone) if args.against else ())]
+  square = jnp.ones((2048, 2048), jnp.float32)
+  product = jax.jit(jnp.matmul)
+  matmul = lambda: jax.block_until_ready(product(square, square))
+  matmul()
+  train, answer, matmul_seconds, *slow = best(args.pairs, *many[:2], matmul, *loops)
+  slow = [seconds * N / alone for seconds in slow]
+  sides = {name: slow[2 * i : 2 * i + 2] for i, name in enumerate(('alone', 'stepwise', 'peft')[: len(slow) // 2])}
+  kernels = sum(x.size for x in jax.tree.leaves(params['layers']) if x.ndim > 2)
+  head = model.config.width * model.config.vocab
+  answering = kernels * (args.prompt + 2 * args.answer) + head * 2 * args.answer
+  flops = N * (4 * (kernels + head) * K * tokens + 2 * Q * answering)
   memory = {}
   for size in (1, chunk):
     leaves = jax.eval_shape(program.fit, params, part(work, 0, size))[0]
@@ -156,15 +182,19 @@ def measure(args, tokens: int) -> dict:
     'chunk': chunk,
     'train_seconds': train,
     'answer_seconds': answer,
-    'train_seconds_alone': train_1,
-    'answer_seconds_alone': answer_1,
     'edits_per_minute': 60 * N / (train + answer),
-    'edits_per_minute_alone': 60 * N / (train_1 + answer_1),
-    'ratio': (train_1 + answer_1) / (train + answer),
-    'edits_per_minute_stepwise': 60 * N / (train_s + answer_s),
-    'ratio_stepwise': (train_s + answer_s) / (train + answer),
-    'ratio_train': train_1 / train,
-    'ratio_answer': answer_1 / answer,
+    'matmul_fraction': flops / (train + answer) * matmul_seconds / (2 * 2048**3),
+    'sides': {
+      name: {
+        'train_seconds': t,
+        'answer_seconds': a,
+        'edits_per_minute': 60 * N / (t + a),
+        'ratio': (t + a) / (train + answer),
+        'ratio_train': t / train,
+        'ratio_answer': a / answer,
+      }
+      for name, (t, a) in sides.items()
+    },
     'logp_gap': gap,
     'adapter_bytes': own,
     'adapter_and_moments_bytes': 3 * own,
@@ -181,26 +211,18 @@ def main():
   counts = dict(edits=64, steps=10, questions=5, prompt=24, answer=12, rank=8, chunk=64, alone=64, pairs=3)
   for name, default in counts.items():
     parser.add_argument(f'--{name}', type=int, default=default)
+  parser.add_argument('--against', choices=['peft'], help='a peer, too')
   args = parser.parse_args()
   found = [measure(args, int(tokens)) for tokens in args.tokens.split(',')]
-  table = Table(
-    'tokens',
-    'edits/min',
-    'alone',
-    'stepwise',
-    'ratio to it',
-    'to alone',
-    'train',
-    'answer',
-    'MiB a run, train',
-    'answer',
-    'gap, nats',
-  )
+  ratios = 'stacked is', 'training', 'answering'
+  table = Table('tokens', 'arm', 'edits/min', *ratios, 'of matmul rate', 'MiB a run', 'gap, nats')
   for row in found:
-    rates = [f'{row[f"edits_per_minute{of}"]:.0f}' for of in ('', '_alone', '_stepwise')]
-    ratios = [f'{row[key]:.2f}' for key in ('ratio_stepwise', 'ratio', 'ratio_train', 'ratio_answer')]
-    sizes = [f'{row[key] / 2**20:.1f}' for key in ('train_bytes_per_adapter', 'answer_bytes_per_adapter')]
-    table.add_row(str(row['tokens']), *rates, *ratios, *sizes, f'{row["logp_gap"]:.1e}')
+    sizes = '/'.join(f'{row[key] / 2**20:.1f}' for key in ('train_bytes_per_adapter', 'answer_bytes_per_adapter'))
+    own = f'{row["matmul_fraction"]:.2f}', sizes, f'{row["logp_gap"]:.0e}'
+    table.add_row(str(row['tokens']), 'stacked', f'{row["edits_per_minute"]:.0f}', '', '', '', *own)
+    for name, side in row['sides'].items():
+      ratios = [f'{side[key]:.2f}x' for key in ('ratio', 'ratio_train', 'ratio_answer')]
+      table.add_row('', name, f'{side["edits_per_minute"]:.0f}', *ratios)
   Console(stderr=True, width=140).print(table)
   print(json.dumps(found))
 
