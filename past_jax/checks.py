@@ -18,6 +18,7 @@ from past_jax import (
   lora,
   losses,
   mesh,
+  model_grader,
   models,
   render,
   sampler,
@@ -191,6 +192,12 @@ def check(config, devices: int) -> list[str]:
     out += inner_problems(tree['inner'])
   for name in config.stages:
     out += stage_problems(config, name)
+  idle = [name for name in config.stages if not config[name].rounds]
+  if idle and len(idle) < len(config.stages):
+    out.append(
+      f'config.{idle[0]}.rounds=0, and other stages have rounds: leave it out of config.stages={config.stages}. A run '
+      'that only evaluates has 0 in all of them.'
+    )
   batches = [
     'eval.chunk',
     'eval.heldout_chunk',
@@ -521,6 +528,9 @@ def check_model(config, model: models.Model) -> list[str]:
       'inner.length': inner.length,
       'inner.prompt_length + inner.answer_length': inner.prompt_length + inner.answer_length,
     }
+    if grader_of(config):
+      tokens = model_grader.prompt_length(model.tokenizer, inner) + 1
+      lengths["inner.prompt_length + 2 inner.answer_length + the prompt of grade='model'"] = tokens
   for name in config.stages:
     s = config[name]
     if 'replay' in s.losses:

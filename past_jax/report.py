@@ -74,6 +74,7 @@ CHARTS = (
 )
 WORDS = {'better': '▲ better', 'worse': '▼ worse', 'same': '= unclear', 'unknown': ''}
 FIELDS = {'step', 'round', 'stage'}
+NO_LINE = ('/n', '/questions', '/chance', 'stderr')  # ends of evaluations' names that say something about others
 NATS = ('logp', 'gap', 'gap_per_token', 'margin')  # last parts of evaluations' names
 IMPROVEMENT = re.compile(r'improvement/(baseline/)?([^/]+)/t([^/]+)/i(\d+)/(.+)')  # of a judge, or of `text`
 
@@ -240,7 +241,7 @@ def last_deltas(names: Sequence[str]) -> set[str]:
 def lines(evaluations: Sequence[Mapping]) -> list[Line]:
   """One for each metric; of improvements only the last iteration's win less lose rate, as they have their own table."""
   before, after = ((row or {'metrics': {}})['metrics'] for row in _first_and_last(evaluations))
-  names = [name for name in dict.fromkeys([*before, *after]) if not name.endswith(('/n', '/questions', '/chance'))]
+  names = [name for name in dict.fromkeys([*before, *after]) if not name.endswith(NO_LINE)]
   told = last_deltas(names)
   names = [name for name in names if name in told or not name.startswith('improvement/')]
   order = ('closed_book/forward', 'closed_book/reversed', 'closed_book/', 'perplexity', '')
@@ -387,6 +388,8 @@ def charts(run: Run) -> tuple[list[dict], list[dict]]:
       last = name.rpartition('/')[2]
       kind = 'perplexity' if name.startswith('perplexity') else 'logp' if last in NATS else last
       known = ('perplexity', 'n', 'questions', 'chance', 'length', 'logp', 'delta')
+      if name.endswith('stderr'):
+        kind = 'n'
       if name.startswith('improvement/'):
         kind = 'delta' if name in last_deltas(list(row['metrics'])) else 'n'
       measured[kind if kind in known else 'answers'][name].append((row['step'], value))
@@ -723,6 +726,8 @@ def page(workdir: os.PathLike | str) -> str:
   samples, samples_left_out = answers(run.evaluations)
   shown_chains, chains_left_out = chains(run.evaluations)
   steps = run.steps[-1]['step'] if run.steps else 0
+  stages = [run.config[name] for name in run.config['stages']] if run.config and 'stages' in run.config else []
+  only_evaluated = bool(before and stages) and not any(stage['rounds'] for stage in stages)
   environment = jinja2.Environment(
     autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
   )
@@ -732,7 +737,8 @@ def page(workdir: os.PathLike | str) -> str:
     run=run,
     name=run.workdir.resolve().name,
     date=time.strftime('%Y-%m-%d %H:%M'),
-    finished=bool(after) and after['when'] == 'after' and after['step'] >= steps,
+    finished=only_evaluated or bool(after) and after['when'] == 'after' and after['step'] >= steps,
+    only_evaluated=only_evaluated,
     steps=steps,
     after=after,
     before=before,

@@ -92,7 +92,7 @@ def trials(
 
   A lesson of None is not trained on: the model as it is answers, once for all seeds. What is the same is run once.
   `grader`: parameters of the model that grades, of the same policy, where config.inner.grade says so.
-  `attempt.lower` are the programs: name -> (params) -> lowered.
+  `attempt.lower` are the programs: name -> (params) -> lowered; `grade` is the grader's.
 
   Args:
     inner: config.inner. changed: keys of its `Recipe` that are others here.
@@ -130,7 +130,7 @@ def trials(
     trial = lambda n: Trial(said[n], [next(grades) for _ in said[n]], outcomes[n].logps, outcomes[n].losses)
     return [[trial(n) for n in numbers] for numbers in places]
 
-  attempt.lower = inner_runs.lower
+  attempt.lower = {**inner_runs.lower, **({'grade': grade.lower} if inner['grade'] == MODEL else {})}
   return attempt
 
 

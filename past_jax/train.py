@@ -460,7 +460,7 @@ class Loop:
     """Runs to the end, or until a signal (False). What is on disk then is enough to go on."""
     self.enter('load', 1)
     resumed = self.restore()
-    if resumed and self.finished() and self.evaluated('after'):
+    if resumed and self.finished() and self.evaluated('after' if self.cursor.step else 'before'):
       self.progress.note('This run is finished; raise the rounds to study on, or choose another workdir.')
       if not (self.workdir / 'report.html').exists():  # killed between its last row and its report
         self.write_timing()
@@ -471,8 +471,11 @@ class Loop:
         if self.cursor.step == 0 and not self.evaluated('before'):
           self.evaluate('before', writer)
         self.stages(writer)
-        if self.cursor.step:  # else nothing was learned since
+        if self.cursor.step:
           self.evaluate('after', writer)
+        else:  # a run without rounds: there is nothing that came after
+          self.enter('checkpoint', 1)
+          self.save(self.batch_to_keep())
       except Stopped:
         self.enter('', 0)
         self.save(self.batch_to_keep())

@@ -1,6 +1,6 @@
 """Self-edits judged per minute: inner runs stacked in one program against the same program with one run at a time,
 against a loop that calls the device for every training step and every question, and with `--against peft` (the extra
-`torch`) against transformers and peft, an edit at a time, as trainers do it.
+`test`) against transformers and peft, an edit at a time, as trainers do it.
 
     python scripts/bench_inner.py --model tiny --against peft
     python scripts/bench_inner.py --model smollm2 --chunk 16 --alone 6

@@ -599,6 +599,7 @@ def test_figures_with_two_numbers_make_a_matrix(folder):
   ((name, matrix),) = plot.matrices(content | {'runs': content['runs'][:2]}).items()
   assert name == 'one, after:kept/plain'
   np.testing.assert_allclose(matrix, 0.1 + np.array([[0, 1, 2], [10, 11, 12]]) / 120)
+  content['runs'][0]['figures'] |= {'after:2024/0/1': 0.5, 'after:kept/kl/0/0': None}  # no matrices
   plot.draw_matrices(content, path)
   assert path.read_text().count('id="axes_') == 2  # the matrix and its scale
   assert '![Matrices of mine](results/mine.matrices.svg)' in table.document(folder, folder)

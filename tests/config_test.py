@@ -290,6 +290,16 @@ def test_check_names_the_key_and_what_to_do(edits, message):
   assert any(message in problem for problem in problems), problems
 
 
+def test_a_stage_without_rounds_among_others_is_told():
+  config = load('pit', 'size=tiny')
+  config.fit.rounds = 0
+  (problem,) = checks.check(config, 1)
+  assert problem.startswith('config.fit.rounds=0, and other stages have rounds: leave it out of config.stages=')
+  for name in config.stages:
+    config[name].rounds = 0
+  assert not checks.check(config, 1)
+
+
 @pytest.mark.parametrize(
   ('edits', 'message'),
   [
@@ -379,6 +389,15 @@ def test_check_lists_all_problems_of_a_kind_at_once():
 def test_a_stage_that_is_not_listed_is_no_problem():
   config = settings.plain(load())
   assert checks.check(ConfigDict({**config, 'warm': config['study']}), 1) == []
+
+
+def test_check_model_knows_what_a_model_that_grades_reads():
+  config, model = load('seal', 'size=tiny'), models.load('scratch:tiny')
+  config.inner.update(prompt_length=400, answer_length=50)
+  assert checks.check_model(config, model) == []
+  config.inner.grade = 'model'
+  (problem,) = checks.check_model(config, model)
+  assert "the prompt of grade='model'" in problem and '512' in problem
 
 
 def test_check_model_knows_the_context_and_the_heads():

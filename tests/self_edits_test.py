@@ -154,9 +154,10 @@ def test_a_model_grades_by_the_likelier_of_yes_and_no(policy, params, words, mon
     said = [np.array([[TOKENIZER.encode(word)]]) for word in words]
     yes, no = (float(group_logps(policy, params, prompt, ids, np.array([[ids.size]])).sum()) for ids in said)
     assert x == float(yes > no) if output else x == 0
-  monkeypatch.setattr('past_jax.model_grader.WORDS', (' yes', ' yes'))
-  with pytest.raises(UserError, match='the same to this tokenizer'):
-    model_grader(policy=policy, tokenizer=TOKENIZER, inner=INNER)
+  for same in ((' yes', ' yes'), (' yes', ' no')):  # the shorter would win
+    monkeypatch.setattr('past_jax.model_grader.WORDS', same)
+    with pytest.raises(UserError, match='different words of as many tokens'):
+      model_grader(policy=policy, tokenizer=TOKENIZER, inner=INNER)
 
 
 # --- the judge ----------------------------------------------------------------------------------------------------
@@ -315,6 +316,8 @@ def test_a_frozen_model_grades_the_answers(policy, params, one_device, setting, 
   )
   assert len(set(expected)) == 2
   np.testing.assert_array_equal(scores.info['before'][:, 0].ravel(), expected[:6])
+  shapes = {'policy': params, 'base': other}
+  assert 'dot' in judge(policy, one_device, inner=inner, seeds=1).lower['judge: grade'](shapes, None).as_text()
 
 
 def test_all_passages_in_one_run(policy, params, one_device, setting):

@@ -72,11 +72,16 @@ def test_a_finished_run_says_so_and_changes_nothing(finished, capsys):
   assert len(rows(finished / 'metrics.jsonl')) == 4
 
 
-def test_without_rounds_a_run_is_evaluated_only_and_can_study_later(finished, tmp_path):
-  for _ in range(2):
+def test_without_rounds_a_run_is_evaluated_only_and_can_study_later(finished, tmp_path, monkeypatch, capsys):
+  assert study(tmp_path, '--config.study.rounds=0') == 0
+  page = (tmp_path / 'report.html').read_text()
+  assert 'was evaluated as it is: the run has no rounds' in page and 'not finished' not in page
+  with monkeypatch.context() as patched:
+    patched.setattr(train.Loop, 'evaluate', None)  # is not called again
     assert study(tmp_path, '--config.study.rounds=0') == 0
-    assert [row['when'] for row in rows(tmp_path / 'evaluations.jsonl')] == ['before']
-  assert not rows(tmp_path / 'metrics.jsonl') and 'before' in (tmp_path / 'report.html').read_text()
+  assert 'This run is finished' in capsys.readouterr().err
+  assert [row['when'] for row in rows(tmp_path / 'evaluations.jsonl')] == ['before']
+  assert not rows(tmp_path / 'metrics.jsonl') and final_params(tmp_path)[0] == 0
   assert study(tmp_path) == 0
   assert same(final_params(finished), final_params(tmp_path))
   figures = lambda workdir: [row['metrics'] for row in rows(workdir / 'evaluations.jsonl')]

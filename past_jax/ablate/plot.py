@@ -64,17 +64,21 @@ def draw_matrices(content: Mapping, path: Path) -> None:
 
 
 def matrices(content: Mapping) -> dict[str, np.ndarray]:
-  """Figures `NAME/ROW/COLUMN` with numbers for the last two, means over seeds: 'ARM, NAME' -> [rows, columns]."""
+  """Figures `NAME/ROW/COLUMN` with numbers for the last two, means over seeds: 'ARM, NAME' -> [rows, columns].
+
+  Rows and columns are counted from 0; what has gaps, such as kinds of questions that are called by numbers, is none.
+  """
   cells = defaultdict(lambda: defaultdict(list))
   for run in content['runs']:
     for name, value in run['figures'].items():
-      if place := re.fullmatch(r'(.+)/(\d+)/(\d+)', name):
+      place = re.fullmatch(r'(.+)/(\d+)/(\d+)', name)
+      if place and value is not None and np.isfinite(value):
         cells[f'{run["arm"]}, {place[1]}'][int(place[2]), int(place[3])].append(value)
   out = {}
   for name, found in cells.items():
-    out[name] = np.full(np.max(list(found), axis=0) + 1, np.nan)
-    for place, values in found.items():
-      out[name][place] = np.mean(values)
+    shape = np.max(list(found), axis=0) + 1
+    if len(found) == shape.prod():
+      out[name] = np.array([[np.mean(found[i, j]) for j in range(shape[1])] for i in range(shape[0])])
   return out
 
 

@@ -108,5 +108,8 @@ def inner_update(
     info = {name: jnp.asarray(x) for name, x in info.items()}
     return Judgement(jnp.asarray(scores), jnp.asarray(np.nan_to_num(var)) if seeds > 1 else None, info=info)
 
-  lower = {f'judge: {name}': lambda weights, group, of=of: of(weights[role]) for name, of in attempt.lower.items()}
+  def lowered(name: str):
+    return lambda weights, group: attempt.lower[name](weights['base' if name == 'grade' else role])
+
+  lower = {f'judge: {name}': lowered(name) for name in attempt.lower}
   return Judge(score, on_current_policy=role == 'policy', lower=lower, ticks=True)

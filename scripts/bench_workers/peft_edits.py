@@ -52,9 +52,12 @@ class Edits:
     for learned, prompts, answers in zip(self.trained, self.prompts, self.answers):
       for p, value in zip(parameters, learned):
         p.copy_(value)
+      self.model.merge_adapter()
       mask = torch.ones_like(prompts)
       options = dict(attention_mask=mask, max_new_tokens=self.length, do_sample=False, pad_token_id=0)
-      self.model.generate(input_ids=prompts, **options).tolist()
+      made = self.model.generate(input_ids=prompts, **options)
+      assert made.shape[1] == prompts.shape[1] + self.length, 'an answer ended early'
       logits = self.model(input_ids=torch.cat([prompts, answers], 1), logits_to_keep=self.length + 1).logits[:, :-1]
       torch.log_softmax(logits, -1).gather(-1, answers[..., None]).sum((1, 2)).tolist()
+      self.model.unmerge_adapter()
     torch_side.now()
