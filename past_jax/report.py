@@ -726,8 +726,9 @@ def page(workdir: os.PathLike | str) -> str:
   samples, samples_left_out = answers(run.evaluations)
   shown_chains, chains_left_out = chains(run.evaluations)
   steps = run.steps[-1]['step'] if run.steps else 0
-  stages = [run.config[name] for name in run.config['stages']] if run.config and 'stages' in run.config else []
-  only_evaluated = bool(before and stages) and not any(stage['rounds'] for stage in stages)
+  # Runs of earlier versions are read too: a stage that does not say how many rounds it has, has some.
+  stages = [run.config.get(name, {}) for name in run.config.get('stages', ())] if run.config else []
+  only_evaluated = bool(before and stages) and not any(stage.get('rounds', 1) for stage in stages)
   environment = jinja2.Environment(
     autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
   )
