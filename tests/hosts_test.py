@@ -126,6 +126,26 @@ def test_processes_learn_what_one_process_learns(tmp_path, count, axes):
   assert 'Report' not in ''.join(said[1:]) and not any('update' in text for text in said[1:])  # one process speaks
 
 
+SEAL = 'configs/seal.py:size=tiny,reward=logp,seeds=2'
+EDITS = (
+  *('--config.study.rounds=1', '--config.study.curriculum.epochs=1', '--config.study.generator.group=2'),
+  *('--config.data.limit=4', '--config.study.sample_prompts=4', '--config.study.batch=4', '--config.eval.limit=4'),
+  *('--config.inner.chunk=8', '--config.inner.epochs=2'),
+)
+
+
+@pytest.mark.slow
+def test_inner_runs_are_split_over_processes(tmp_path):
+  one, two = tmp_path / 'one', tmp_path / 'two'
+  study(one, SEAL, *EDITS, *mesh(2, 2, 2))
+  study(two, SEAL, *EDITS, *mesh(2, 2, 2), count=2)
+  scores = [c['score'] for group in rows(one / 'groups.jsonl') for c in group['completions']]
+  assert len(set(scores)) == 8  # 4 texts, 2 notes of each, and every one was trained on
+  assert_alike(rows(one / 'groups.jsonl'), rows(two / 'groups.jsonl'))
+  assert_alike(rows(one / 'evaluations.jsonl'), rows(two / 'evaluations.jsonl'))
+  assert_near(params(one), params(two), 1e-5)
+
+
 @pytest.mark.slow
 def test_a_host_judge_scores_its_own_prompts(tmp_path, monkeypatch):
   (tmp_path / 'asked.py').write_text(
