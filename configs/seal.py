@@ -139,7 +139,8 @@ def edits_of_passages(c, tiny: bool, format_: str):
     c.data.update(source='train.jsonl', text='context', prompt='title', questions='questions')
     c.eval.update(sources=dict(passages='validation.jsonl'), limit=20)
   c.inner = dict(
-    documents='questions' if format_ == 'self_qa' else 'lines',  # rows of an edit: lines | whole | questions | choice
+    # rows of an edit: lines | whole | blocks, whole in as many rows as it takes | questions | choice
+    documents='questions' if format_ == 'self_qa' else 'lines',
     document='{line}' if tiny else '{prompt}\n{line}',  # a row; {prompt} is a passage's title
     question='{question}' if tiny else 'Topic: {prompt}\nQuestion: {question}\nAnswer:',
     passage=True,  # is a row, too

@@ -67,7 +67,8 @@ def choice(edit: str, example: Example) -> Lesson | None:
   return Lesson(rows(example_task(example), made, 0, shown), made.lr, made.epochs)
 
 
-DOCUMENTS = {'lines': lines, 'whole': whole, 'questions': questions, 'choice': choice}
+BLOCKS = 'blocks'  # `whole`, and a text, a passage too, that is longer than a row goes on in the next
+DOCUMENTS = {'lines': lines, 'whole': whole, BLOCKS: whole, 'questions': questions, 'choice': choice}
 MODEL = 'model'  # of config.inner.grade: the role base says yes or no
 OWN = ('documents', 'document', 'question', 'passage', 'grade')  # the keys of config.inner that are not a `Recipe`'s
 
@@ -175,8 +176,13 @@ def rows_of(
     text = fill(inner['document'], example, line=learned)
     return Row((*tokenizer.encode(text, start=True), tokenizer.eos_id))
 
-  passage = [row('', example.text)] * bool(inner['passage'] and example.text)
-  made = [row(*texts) for texts in lesson.rows]
-  kept = [one for one in made if one.start < inner['length']][: (most or inner['rows']) - len(passage)]
+  def blocks(made: list[Row]) -> list[Row]:
+    size = inner['length'] if inner['documents'] == BLOCKS else max((len(one.ids) for one in made), default=1)
+    return [Row(one.ids[i : i + size], one.start) for one in made for i in range(0, len(one.ids), size)]
+
+  most = most or inner['rows']
+  passage = blocks([row('', example.text)] * bool(inner['passage'] and example.text))[:most]
+  made = blocks([row(*texts) for texts in lesson.rows])
+  kept = [one for one in made if one.start < inner['length']][: most - len(passage)]
   cut = len(made) - len(kept) + sum(len(one.ids) > inner['length'] for one in kept)
   return (*kept, *passage), cut

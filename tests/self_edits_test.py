@@ -108,6 +108,10 @@ def test_the_passage_stays_when_rows_are_left_out_and_what_is_cut_is_counted():
   text = lambda row: TOKENIZER.decode([i for i in row.ids if i != TOKENIZER.eos_id])
   assert [text(row) for row in rows] == ['ann: a b', f'ann: {long}', 'ann: c d', 'ann: ann is red.']  # of four
   assert cut == 3  # two are left out, one is longer than a row
+  blocks = INNER | {'documents': 'blocks'}
+  rows, cut = rows_of(TOKENIZER, blocks, EXAMPLES[0], lesson_of(blocks, long, EXAMPLES[0]))
+  joined = ''.join(TOKENIZER.decode([i for i in row.ids if i != TOKENIZER.eos_id]) for row in rows)
+  assert (cut, joined) == (0, f'ann: {long}ann: ann is red.') and max(len(row.ids) for row in rows) == INNER['length']
   unlearned = Lesson([('x' * 24, ' y'), ('x' * 20, ' y')])
   rows, cut = rows_of(TOKENIZER, INNER | {'passage': False}, EXAMPLES[0], unlearned)
   assert len(rows) == 1 and cut == 1

@@ -199,7 +199,7 @@ def continued(
   if rank < 0 or (rank and not alpha):
     raise UserError(f'rank={rank}, alpha={alpha}: a rank is 0 or more, and alpha=0 scales adapters away.')
   made = notes(setting, arms, count=edits, length=length, temperature=temperature, top_p=top_p, seed=seed, stop=stop)
-  inner, examples, tokenizer = setting.inner, setting.examples, setting.tokenizer
+  inner, examples, tokenizer = setting.inner | {'documents': documents}, setting.examples, setting.tokenizer
   own = dict(lr=lr, epochs=epochs, batch=batch, rank=rank, alpha=alpha, steps=0)
   most = edits * (1 if documents == 'whole' else inner['rows'])  # rows of the notes on a passage
   shape = recipe(inner, **own, rows=len(examples) * (most + 1))
