@@ -130,7 +130,7 @@ SEAL = 'configs/seal.py:size=tiny,reward=logp,seeds=2'
 EDITS = (
   *('--config.study.rounds=1', '--config.study.curriculum.epochs=1', '--config.study.generator.group=2'),
   *('--config.data.limit=4', '--config.study.sample_prompts=4', '--config.study.batch=4', '--config.eval.limit=4'),
-  *('--config.inner.chunk=8', '--config.inner.epochs=2'),
+  *('--config.study.curriculum.prompts=4', '--config.inner.chunk=8', '--config.inner.epochs=2'),
 )
 
 
