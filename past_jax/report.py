@@ -156,6 +156,8 @@ class Line:
   after: float | None
   n_before: int | None = None
   n_after: int | None = None
+  stderr_before: float | None = None
+  stderr_after: float | None = None
 
   @property
   def accuracy(self) -> bool:
@@ -196,7 +198,10 @@ class Line:
     return f'{100 * value:.1f}\N{NO-BREAK SPACE}%' if self.accuracy else number(value)
 
   def interval(self, side: str) -> str:
-    value, n = getattr(self, side), getattr(self, 'n_' + side)
+    """A share's 95 % interval, or the standard error that came with the value."""
+    value, n, stderr = (getattr(self, prefix + side) for prefix in ('', 'n_', 'stderr_'))
+    if stderr is not None:
+      return f'±\N{NO-BREAK SPACE}{number(stderr)}'
     if value is None or n is None or not self.accuracy:
       return ''
     low, high = wilson(value, n)
@@ -248,7 +253,9 @@ def lines(evaluations: Sequence[Mapping]) -> list[Line]:
   names.sort(
     key=lambda name: (name.rpartition('/')[2] in NATS, [name.startswith(prefix) for prefix in order].index(True))
   )
-  return [Line(name, *(row.get(key) for key in (name, name + '/n') for row in (before, after))) for name in names]
+  stderr = lambda name: name.removesuffix('accuracy') + 'stderr' if name.endswith('/accuracy') else name + '_stderr'
+  keys = lambda name: (name, name + '/n', stderr(name))
+  return [Line(name, *(row.get(key) for key in keys(name) for row in (before, after))) for name in names]
 
 
 def before_after(workdir: os.PathLike | str) -> list[tuple[str, float | None, float | None]]:
@@ -265,16 +272,19 @@ def print_table(workdir: os.PathLike | str, console: Console | None = None) -> N
     console.print('No evaluation was written.', highlight=False)
     return
   _, after = _first_and_last(evaluations)
-  cells = [
-    (line.words, *(_with(line.cell(side), line.interval(side)) for side in ('before', 'after')), line.n_text, word)
-    for line in lines(evaluations)
-    for word in [WORDS[line.verdict[0]]]
-  ]
-  console.print(progress.as_table(cells, ('', 'before', after['when'] if after else 'after', 'texts', '')))
+  side = lambda line, name: _with(line.cell(name), line.interval(name))
+  found = lines(evaluations)
+  if not after:
+    cells = [(line.words, side(line, 'before'), line.n_text) for line in found]
+    console.print(progress.as_table(cells, ('', 'before', 'texts')))
+    return
+  sides = lambda line: (side(line, 'before'), side(line, 'after'))
+  cells = [(line.words, *sides(line), line.n_text, WORDS[line.verdict[0]]) for line in found]
+  console.print(progress.as_table(cells, ('', 'before', after['when'], 'texts', '')))
 
 
 def _with(cell, interval):
-  return f'{cell} [{interval[:-2]}]' if interval else cell
+  return f'{cell} [{interval[:-2]}]' if interval.endswith('%') else f'{cell} {interval}'.rstrip()
 
 
 # --- curves ---------------------------------------------------------------------------------------------------------

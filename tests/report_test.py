@@ -175,6 +175,17 @@ def test_before_after_and_its_table(run):
   assert lines[3] == ['perplexity', 'held-out', '45', '60']
 
 
+def test_standard_errors_stand_beside_their_values(tmp_path):
+  before = evaluation('before', 0, 1, 0, 45.0)
+  before['metrics'] |= {'self_edits/own/accuracy': 0.25, 'self_edits/own/stderr': 0.0625}
+  before['metrics'] |= {'self_edits/own/over_base': -0.125, 'self_edits/own/over_base_stderr': 0.03}
+  text = read_page(write_run(tmp_path / 'run', [group(1)], [before])).text
+  assert '0.25 ± 0.0625' in text and '-0.125 ± 0.03' in text and 'stderr' not in text
+  console = Console(file=io.StringIO(), width=100)
+  report.print_table(tmp_path / 'run', console)
+  assert '0.25 ±\N{NO-BREAK SPACE}0.0625' in console.file.getvalue() and 'after' not in console.file.getvalue()
+
+
 def test_a_run_that_did_not_help_says_so(tmp_path):
   same = [evaluation('before', 0, 1, 0, 45.0), evaluation('after', 6, 1, 0, 45.1)]
   text = read_page(write_run(tmp_path / 'run', [group(1)], same)).text

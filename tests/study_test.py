@@ -76,6 +76,7 @@ def test_without_rounds_a_run_is_evaluated_only_and_can_study_later(finished, tm
   assert study(tmp_path, '--config.study.rounds=0') == 0
   page = (tmp_path / 'report.html').read_text()
   assert 'was evaluated as it is: the run has no rounds' in page and 'not finished' not in page
+  assert 'What does it know?' in page and 'not measured on both sides' not in page
   with monkeypatch.context() as patched:
     patched.setattr(train.Loop, 'evaluate', None)  # is not called again
     assert study(tmp_path, '--config.study.rounds=0') == 0
