@@ -160,7 +160,7 @@ def edits_of_passages(c, tiny: bool, format_: str):
     questions=6 if tiny else 5,  # asked at a time
     prompt_length=16 if tiny else 64,
     answer_length=6 if tiny else 32,
-    until='line' if tiny else 'end',  # an answer ends with its line | end (rows begin with a title: so may answers)
+    until='line' if tiny else 'end',  # an answer ends with its line | end: the first that is not empty counts
     chunk=128 if tiny else 8,  # runs at a time
   )
 

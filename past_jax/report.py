@@ -76,6 +76,7 @@ WORDS = {'better': '▲ better', 'worse': '▼ worse', 'same': '= unclear', 'unk
 FIELDS = {'step', 'round', 'stage'}
 NO_LINE = ('/n', '/questions', '/chance', 'stderr')  # ends of evaluations' names that say something about others
 NATS = ('logp', 'gap', 'gap_per_token', 'margin')  # last parts of evaluations' names
+CELL = re.compile(r'sequential/[^/]+/\d+/\d+')  # of a matrix
 IMPROVEMENT = re.compile(r'improvement/(baseline/)?([^/]+)/t([^/]+)/i(\d+)/(.+)')  # of a judge, or of `text`
 
 
@@ -158,6 +159,8 @@ class Line:
   n_after: int | None = None
   stderr_before: float | None = None
   stderr_after: float | None = None
+  all_before: int | None = None  # texts of the whole evaluation, where a value does not say its own
+  all_after: int | None = None
 
   @property
   def accuracy(self) -> bool:
@@ -186,7 +189,8 @@ class Line:
 
   @property
   def n_text(self) -> str:
-    counts = list(dict.fromkeys(n for n in (self.n_before, self.n_after) if n is not None))
+    own = [n for n in (self.n_before, self.n_after) if n is not None]
+    counts = dict.fromkeys(own or [n for n in (self.all_before, self.all_after) if n is not None])
     return ' / '.join(f'{n:,}' for n in counts)
 
   def cell(self, side: str) -> str:
@@ -225,11 +229,12 @@ class Line:
     if self.logp:  # the one measure here that moves before any answer is right; without an interval, no verdict
       moved = self.after - self.before
       return 'unknown', f'rose by {moved:.1f} nats' if moved > 0 else f'fell by {-moved:.1f} nats'
-    if not self.before:
-      return 'unknown', f'changed by {number(self.after - self.before)}'
+    if not self.lower_is_better:
+      moved = self.after - self.before
+      return 'unknown', f'{"rose" if moved > 0 else "fell"} by {number(abs(moved))}' if moved else 'no change'
     share = 100 * (self.after / self.before - 1)
     moved = f'rose by {share:.0f}\N{NO-BREAK SPACE}%' if share > 0 else f'fell by {-share:.0f}\N{NO-BREAK SPACE}%'
-    return 'unknown', moved + ' (lower is better)' * self.lower_is_better
+    return 'unknown', moved + ' (lower is better)'
 
 
 def signed(points: float) -> str:
@@ -254,7 +259,7 @@ def lines(evaluations: Sequence[Mapping]) -> list[Line]:
     key=lambda name: (name.rpartition('/')[2] in NATS, [name.startswith(prefix) for prefix in order].index(True))
   )
   stderr = lambda name: name.removesuffix('accuracy') + 'stderr' if name.endswith('/accuracy') else name + '_stderr'
-  keys = lambda name: (name, name + '/n', stderr(name))
+  keys = lambda name: (name, name + '/n', stderr(name), name.partition('/')[0] + '/n')
   return [Line(name, *(row.get(key) for key in keys(name) for row in (before, after))) for name in names]
 
 
@@ -398,8 +403,8 @@ def charts(run: Run) -> tuple[list[dict], list[dict]]:
       last = name.rpartition('/')[2]
       kind = 'perplexity' if name.startswith('perplexity') else 'logp' if last in NATS else last
       known = ('perplexity', 'n', 'questions', 'chance', 'length', 'logp', 'delta')
-      if name.endswith('stderr'):
-        kind = 'n'
+      if name.endswith('stderr') or last in ('chars', 'rows_cut', 'steps', 'tokens') or CELL.fullmatch(name):
+        kind = 'n'  # no curve
       if name.startswith('improvement/'):
         kind = 'delta' if name in last_deltas(list(row['metrics'])) else 'n'
       measured[kind if kind in known else 'answers'][name].append((row['step'], value))
@@ -754,7 +759,8 @@ def page(workdir: os.PathLike | str) -> str:
     after=after,
     before=before,
     conclusion=conclusion(run.evaluations),
-    lines=lines(run.evaluations),
+    lines=(told := lines(run.evaluations)),
+    spread=any((line.stderr_before, line.stderr_after) != (None, None) for line in told),
     charts=main_charts,
     more_charts=more_charts,
     groups=groups,

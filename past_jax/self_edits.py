@@ -4,6 +4,7 @@ An edit becomes rows to train on; the runs that learn them are then asked the ex
 """
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -142,10 +143,10 @@ def questions_of(tokenizer: Tokenizer, inner: Mapping[str, Any], example: Exampl
 
 
 def refuse_long(tokenizer: Tokenizer, inner: Mapping[str, Any], examples: Sequence[Example]) -> None:
-  """Questions are asked whole.
+  """Questions are asked whole, and `blocks` leave nothing out.
 
   Raises:
-    UserError: one, or its answer, does not fit the lengths of config.inner.
+    UserError: a question, or its answer, does not fit the lengths of config.inner; a passage's blocks leave no row.
   """
   for key, part in (('prompt_length', 0), ('answer_length', 1)):
     sizes = [(len(asked[part]), e.where) for e in examples for asked in questions_of(tokenizer, inner, e)]
@@ -157,6 +158,14 @@ def refuse_long(tokenizer: Tokenizer, inner: Mapping[str, Any], examples: Sequen
         f'config.inner.{key}={inner[key]} is too short for {len(long)} of {len(sizes)} {what}: the longest, '
         f'{where or "of a row"}, has {most} tokens.'
       )
+  if inner['documents'] == BLOCKS:
+    blocks = [(len(rows_of(tokenizer, inner, e, Lesson(), sys.maxsize)[0]), e.where) for e in examples]
+    most, where = max(blocks, default=(0, ''))
+    if most >= inner['rows']:
+      raise UserError(
+        f'config.inner.rows={inner["rows"]} leaves none for an edit: the passage {where or "of a row"} alone takes '
+        f'{most} of config.inner.length={inner["length"]} tokens.'
+      )
 
 
 def rows_of(
@@ -165,8 +174,8 @@ def rows_of(
   """The rows of a lesson, in the template config.inner.document, and the passage, last, if config.inner.passage.
 
   Returns:
-    (at most `most` rows, 0: config.inner.rows, how many of the lesson's are left out or cut at config.inner.length);
-    a row of which nothing would be learned is left out, the passage is not.
+    (at most `most` rows, 0: config.inner.rows, how many are left out or cut at config.inner.length); a row of which
+    nothing would be learned is left out, the passage is not.
   """
 
   def row(read: str, learned: str) -> Row:
@@ -177,12 +186,15 @@ def rows_of(
     return Row((*tokenizer.encode(text, start=True), tokenizer.eos_id))
 
   def blocks(made: list[Row]) -> list[Row]:
-    size = inner['length'] if inner['documents'] == BLOCKS else max((len(one.ids) for one in made), default=1)
-    return [Row(one.ids[i : i + size], one.start) for one in made for i in range(0, len(one.ids), size)]
+    if inner['documents'] != BLOCKS:
+      return made
+    size = inner['length']
+    starts = lambda one: range(0, len(one.ids) - 1, size)  # an end alone is no row
+    return [Row(one.ids[i : i + size], one.start) for one in made for i in starts(one)]
 
   most = most or inner['rows']
   passage = blocks([row('', example.text)] * bool(inner['passage'] and example.text))[:most]
   made = blocks([row(*texts) for texts in lesson.rows])
   kept = [one for one in made if one.start < inner['length']][: most - len(passage)]
-  cut = len(made) - len(kept) + sum(len(one.ids) > inner['length'] for one in kept)
+  cut = len(made) - len(kept) + sum(len(one.ids) > inner['length'] for one in (*kept, *passage))
   return (*kept, *passage), cut

@@ -133,6 +133,9 @@ def test_tasks_may_be_small():
   choice = choice_json(read_choice(arc.REQUEST))
   assert {e.anchors for e in TABLE['arc'](20, 0, side=6, choice=choice).examples} == {(choice,)}
   assert {e.anchors for e in examples} == {()}
+  for bad in ('basic=1', {'basic': True}, 5):
+    with pytest.raises(UserError, match='no text of a choice, such as .basic=1 size=0'):
+      TABLE['arc'](20, 0, side=6, choice=bad)
   with pytest.raises(UserError, match='world:arc with count=401: there are 1 to 400 tasks for split=.final.'):
     TABLE['arc'](401, 0, split='final')
 

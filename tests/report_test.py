@@ -184,6 +184,22 @@ def test_standard_errors_stand_beside_their_values(tmp_path):
   console = Console(file=io.StringIO(), width=100)
   report.print_table(tmp_path / 'run', console)
   assert '0.25 ±\N{NO-BREAK SPACE}0.0625' in console.file.getvalue() and 'after' not in console.file.getvalue()
+  assert '± is a standard error' in text and 'not measured' not in text
+
+
+def test_differences_and_means_are_told_in_their_own_units(tmp_path):
+  sides = evaluation('before', 0, 1, 0, 45.0), evaluation('after', 6, 1, 0, 45.1)
+  for side, own, over, chars in zip(sides, (0.25, 0.5), (-0.125, -0.0625), (412.0, 412.0)):
+    side['metrics'] |= {'self_edits/own/accuracy': own, 'self_edits/own/over_base': over, 'self_edits/n': 20}
+    side['metrics'] |= {'self_edits/own/chars': chars, 'sequential/plain/0/1': over}
+  page = read_page(write_run(tmp_path / 'run', [group(1)], sides))
+  assert 'Self-edits own over-base: rose by 0.0625, -0.125 → -0.0625.' in page.text
+  assert 'Self-edits own accuracy: rose by 0.25, 0.25 → 0.5.' in page.text
+  assert 'Self-edits own chars: no change, 412 → 412.' in page.text and '± is' not in page.text
+  found = {line.name: line.n_text for line in report.lines(sides)}
+  assert found['self_edits/own/accuracy'] == '20' and found['closed_book/forward'] == '48'
+  curves = next(chart for chart in report.charts(report.read(tmp_path / 'run'))[0] if chart['title'] == 'Right answers')
+  assert not [c['name'] for c in curves['curves'] if 'chars' in c['name'] or 'sequential' in c['name']]
 
 
 def test_a_run_that_did_not_help_says_so(tmp_path):

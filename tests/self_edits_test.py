@@ -112,6 +112,12 @@ def test_the_passage_stays_when_rows_are_left_out_and_what_is_cut_is_counted():
   rows, cut = rows_of(TOKENIZER, blocks, EXAMPLES[0], lesson_of(blocks, long, EXAMPLES[0]))
   joined = ''.join(TOKENIZER.decode([i for i in row.ids if i != TOKENIZER.eos_id]) for row in rows)
   assert (cut, joined) == (0, f'ann: {long}ann: ann is red.') and max(len(row.ids) for row in rows) == INNER['length']
+  full = lesson_of(blocks, 'x' * (INNER['length'] - len('ann: ')), EXAMPLES[0])
+  assert [len(row.ids) for row in rows_of(TOKENIZER, blocks, EXAMPLES[0], full)[0]] == [INNER['length'], 17]
+  longer = dataclasses.replace(EXAMPLES[1], text=long * INNER['rows'])
+  assert rows_of(TOKENIZER, INNER, longer, Lesson())[1] == 1  # of the passage the head is trained on
+  with pytest.raises(UserError, match=r'inner.rows=4 leaves none for an edit: the passage data.jsonl:2 alone takes 7'):
+    refuse_long(TOKENIZER, blocks, [EXAMPLES[0], longer])
   unlearned = Lesson([('x' * 24, ' y'), ('x' * 20, ' y')])
   rows, cut = rows_of(TOKENIZER, INNER | {'passage': False}, EXAMPLES[0], unlearned)
   assert len(rows) == 1 and cut == 1
@@ -337,6 +343,14 @@ def test_all_passages_in_one_run(policy, params, one_device, setting):
   np.testing.assert_allclose(metrics['continued/given/logp'], np.mean(expected.logps), rtol=1e-3)
   assert metrics['continued/given/steps'] == 6 and metrics['continued/base/steps'] == 0
   assert metrics['continued/given/tokens'] == 2 * sum(len(row.ids) for row in rows)
+  assert metrics['continued/given/rows_cut'] == 0
+  long = [dataclasses.replace(e, anchors=('x ' * 20,)) for e in EXAMPLES]
+  for documents, cut, tokens in (('whole', 1, 24), ('blocks', 0, None)):
+    options = dict(arms=('given',), edits=1, rank=0, epochs=1, batch=2, documents=documents)
+    metrics, _ = TABLE['continued'](setting._replace(examples=long), **options).run(params, lambda x: x)
+    notes = sum(tokens or len(TOKENIZER.encode(f'{e.prompt}{e.anchors[0].strip()}', start=True)) + 1 for e in long)
+    passages = sum(len(TOKENIZER.encode(f'{e.prompt}{e.text}', start=True)) + 1 for e in long)
+    assert (metrics['continued/given/rows_cut'], metrics['continued/given/tokens']) == (cut, notes + passages)
 
 
 def test_edits_one_after_another(policy, params, one_device, setting):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from past_jax.training_choice import Choice, choice_line, read_choice
 from past_jax.types import Example, Question, UserError
 
 Grid = np.ndarray  # int [rows, columns], colours 0 to 9
@@ -59,18 +60,26 @@ def asked(pair: Pair, shown: Sequence[Pair] = ()) -> str:
   return '\n'.join([*map(pair_text, shown), f'{grid_text(pair.input)}>'])
 
 
-def task_example(task: Task, request: str, where: str, kind: str, shown: bool) -> Example:
+def task_example(task: Task, request: str, where: str, kind: str, shown: bool, choice: str = '') -> Example:
   """The task as an item to study.
 
   Args:
     request: what the prompt asks for below the demonstrations.
     kind: of the questions, one for each test pair.
     shown: questions have the demonstrations in view.
+    choice: is given with it, as a completion; '': none.
+
+  Raises:
+    UserError: `choice` is none that can be read.
   """
+  if choice and (not isinstance(choice, str) or read_choice(choice) is None):
+    example = choice_line(Choice(True, False, False, False, 'outputs', 1e-3, 4))
+    raise UserError(f'{where}: choice={choice!r} is no text of a choice, such as {example!r}')
   text = '\n'.join(map(pair_text, task.train))
   demonstrations = task.train if shown else ()
   questions = tuple(Question(asked(p, demonstrations), grid_text(p.output), kind) for p in task.test)
-  return Example(prompt=f'{text}\n{request}', text=text, questions=questions, where=where)
+  anchors = (choice,) if choice else ()
+  return Example(prompt=f'{text}\n{request}', text=text, questions=questions, anchors=anchors, where=where)
 
 
 def example_task(example: Example) -> Task:

@@ -123,9 +123,9 @@ def self_edits(
   Arms: `base`, without training; `passage`, on it alone; `own`, also on what the model writes when it reads
   config.view.instruction; `given`, on the row's first given completion instead.
 
-  Metrics of each arm, `self_edits/ARM/...`: see `means` and `gains`; of what was written `chars`, its mean length,
-  `unread`, the share that config.inner.documents cannot read, which answers nothing, and `rows_cut`, how many of its
-  rows were left out or cut, a mean over passages.
+  Metrics of each arm, `self_edits/ARM/...`: see `means` and `gains`; `rows_cut`, how many of its rows were left out or
+  cut, a mean over passages; of what was written `chars`, its mean length, and `unread`, the share that
+  config.inner.documents cannot read, which answers nothing.
 
   Args:
     seeds: inner runs per arm and passage. temperature, top_p, length, stop: of what is written.
@@ -150,8 +150,9 @@ def self_edits(
         blank = lambda t: t._replace(grades=[0.0] * len(t.grades))
         unread = [lesson is None for lesson in lessons[arm]]
         tried = [[blank(t) for t in own] if bad else own for own, bad in zip(tried, unread)]
-        cut = [rows_of(setting.tokenizer, inner, e, x)[1] for e, x in zip(examples, lessons[arm]) if x is not None]
         metrics[f'self_edits/{arm}/unread'] = float(np.mean(unread))
+      if arm != 'base':
+        cut = [rows_of(setting.tokenizer, inner, e, x)[1] for e, x in zip(examples, lessons[arm]) if x is not None]
         metrics[f'self_edits/{arm}/rows_cut'] = sum(cut) / len(examples)
       marks[arm], logps = ([np.mean([t[i] for t in own], axis=0) for own in tried] for i in (GRADES, LOGPS))
       metrics |= means(f'self_edits/{arm}', examples, marks[arm], logps)
@@ -169,7 +170,7 @@ def continued(
   *,
   arms: tuple = ARMS[:3],
   edits: int = 5,
-  documents: Literal['whole', 'lines', 'questions'] = 'whole',
+  documents: Literal['whole', 'blocks', 'lines', 'questions'] = 'whole',
   lr: float = 1e-3,
   epochs: int = 3,
   batch: int = 8,
@@ -183,8 +184,8 @@ def continued(
 ) -> Evaluation:
   """After training on all passages in one run, each arm the same way: continued pretraining.
 
-  Arms and metrics, `continued/ARM/...`, are those of `self_edits`; there are `edits` notes on a passage.
-  `continued/ARM/steps` and `/tokens` are what it was trained with: they differ between arms.
+  Arms are those of `self_edits`, and so are the metrics, `continued/ARM/...`, but for what is said of notes; there are
+  `edits` of them on a passage. `steps` and `tokens` are what an arm was trained with: they differ.
 
   Args:
     documents: the rows of a note, as config.inner.documents has them.
@@ -212,11 +213,14 @@ def continued(
       texts = written[arm] if arm in written else [[] for _ in examples]
       of = lambda e, some: [row for text in some for row in DOCUMENTS[documents](text, e).rows]
       lessons = [Lesson(of(e, some)) for e, some in zip(examples, texts)]
-      rows = [row for e, x in zip(examples, lessons) for row in rows_of(tokenizer, inner, e, x, most + 1)[0]]
+      each = [rows_of(tokenizer, inner, e, lesson, most + 1) for e, lesson in zip(examples, lessons)]
+      rows = [row for own, _ in each for row in own]
       learned, losses = (params, []) if arm == 'base' else learn(params, Job(rows, seed=seed), tick)
       tried = [t for (t,) in attempt(learned, [(e, None) for e in examples], (seed,), tick, grader)]
       marks[arm] = [t.grades for t in tried]
       metrics |= means(f'continued/{arm}', examples, marks[arm], [t.logps for t in tried])
+      if arm != 'base':
+        metrics[f'continued/{arm}/rows_cut'] = sum(cut for _, cut in each) / len(examples)
       metrics[f'continued/{arm}/steps'] = len(losses)
       metrics[f'continued/{arm}/tokens'] = epochs * sum(min(len(row.ids), shape.length) for row in rows) * bool(losses)
       samples += shown(f'continued/{arm}', examples, tried)

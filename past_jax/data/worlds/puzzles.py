@@ -5,7 +5,6 @@ what there is to learn from. A frame of colour 0 (`size`) says that 0 stays 0, w
 (`chain`) are another rule.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Callable
 
@@ -50,7 +49,7 @@ def puzzles(
     choice: one that is given with every puzzle.
 
   Raises:
-    UserError: a number out of range, a negative seed or no such split.
+    UserError: a number out of range, a negative seed, no such split, or the choice is none.
   """
   odd = pick_split(split, SPLITS)
   _check('puzzles', count, colours, side, pairs, tests)
@@ -58,8 +57,7 @@ def puzzles(
   examples = []
   for i in range(count):
     task = _task(rules[1 + odd :: 3], (side, pairs, tests), fits, seed, i, 81)
-    example = task_example(task, REQUEST, f'world:puzzles row {i}', 'puzzles', shown)
-    examples.append(dataclasses.replace(example, anchors=(choice,) if choice else ()))
+    examples.append(task_example(task, REQUEST, f'world:puzzles row {i}', 'puzzles', shown, choice))
   return World(tuple(examples))
 
 
