@@ -403,11 +403,12 @@ def charts(run: Run) -> tuple[list[dict], list[dict]]:
       last = name.rpartition('/')[2]
       kind = 'perplexity' if name.startswith('perplexity') else 'logp' if last in NATS else last
       known = ('perplexity', 'n', 'questions', 'chance', 'length', 'logp', 'delta')
-      if name.endswith('stderr') or last in ('chars', 'rows_cut', 'steps', 'tokens') or CELL.fullmatch(name):
+      if name.endswith('stderr') or last in ('unread', 'rows_cut', 'chars', 'steps', 'tokens') or CELL.fullmatch(name):
         kind = 'n'  # no curve
       if name.startswith('improvement/'):
         kind = 'delta' if name in last_deltas(list(row['metrics'])) else 'n'
-      measured[kind if kind in known else 'answers'][name].append((row['step'], value))
+      if len(run.evaluations) > 1:  # one has no curve
+        measured[kind if kind in known else 'answers'][name].append((row['step'], value))
   done = [
     chart(title, note, measured[kind], boundaries, dots=True)
     for kind, title, note in (
@@ -760,6 +761,7 @@ def page(workdir: os.PathLike | str) -> str:
     before=before,
     conclusion=conclusion(run.evaluations),
     lines=(told := lines(run.evaluations)),
+    shares=any(line.accuracy for line in told),
     spread=any((line.stderr_before, line.stderr_after) != (None, None) for line in told),
     charts=main_charts,
     more_charts=more_charts,

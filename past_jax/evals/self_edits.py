@@ -150,14 +150,14 @@ def self_edits(
         blank = lambda t: t._replace(grades=[0.0] * len(t.grades))
         unread = [lesson is None for lesson in lessons[arm]]
         tried = [[blank(t) for t in own] if bad else own for own, bad in zip(tried, unread)]
-        metrics[f'self_edits/{arm}/unread'] = float(np.mean(unread))
-      if arm != 'base':
-        cut = [rows_of(setting.tokenizer, inner, e, x)[1] for e, x in zip(examples, lessons[arm]) if x is not None]
-        metrics[f'self_edits/{arm}/rows_cut'] = sum(cut) / len(examples)
       marks[arm], logps = ([np.mean([t[i] for t in own], axis=0) for own in tried] for i in (GRADES, LOGPS))
       metrics |= means(f'self_edits/{arm}', examples, marks[arm], logps)
       samples += shown(f'self_edits/{arm}', examples, [own[0] for own in tried])
+      if arm != 'base':
+        cut = [rows_of(setting.tokenizer, inner, e, x)[1] for e, x in zip(examples, lessons[arm]) if x is not None]
+        metrics[f'self_edits/{arm}/rows_cut'] = sum(cut) / len(examples)
       if arm in written:
+        metrics[f'self_edits/{arm}/unread'] = float(np.mean(unread))
         metrics[f'self_edits/{arm}/chars'] = float(np.mean([len(text) for (text,) in written[arm]]))
     return metrics | gains('self_edits', marks) | counts('self_edits', examples), samples
 
