@@ -32,8 +32,8 @@ evaluation has the arms base, passage alone and own edits, on passages of --conf
 (docs/tasks.md): `given` edits, recorded ones for example; `continued`, all passages in one run; `sequential`, one edit
 after another, each merged.
 
-SmolLM2-135M on SQuAD, whole notes (--config.inner.documents=blocks), without rounds: 0.04 right untrained, 0.26 from the
-passage, 0.16 with notes of its own, 0.23 with GPT-4.1's; configs/ablations/notes.md has the command and the intervals.
+SmolLM2-135M on SQuAD, whole notes (--config.inner.documents=blocks), without rounds: 0.04 right untrained, 0.26 from
+the passage, 0.16 with notes of its own, 0.23 with GPT-4.1's; configs/ablations/notes.md has the command.
 
 size=tiny: the base takes about four minutes on two CPU cores, the run one to two. Five seeds (RESULTS.md, F1-F10; each
 has a base, words and people of its own): 0 right without training, 0.12 from the passage, 0.18 with notes of its own,
